@@ -1,0 +1,267 @@
+"""Where NumPy meets PyTorch: devices, dtypes, generators, rows and batches.
+
+Nothing in this file touches a global state: no global seed, no thread setting.
+"""
+
+import math
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+TORCH_DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+}
+
+# What torch can gather without a conversion; every other dtype becomes float64 on entry.
+NATIVE_DTYPES = (np.float64, np.float32, np.uint8, np.int8, np.int16, np.int32, np.int64, np.bool_)
+
+# --- Devices, dtypes, generators -------------------------------------------------------
+
+
+def resolve_device(device):
+    """Turn the parameter ``device`` into a `torch.device` that can be used here.
+
+    Parameters
+    ----------
+    device : str or torch.device
+        ``'auto'`` takes the accelerator where there is one, else the CPU.
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    ValueError
+        If torch does not know the device, or if this machine does not have it.
+    """
+    if isinstance(device, str) and device == "auto":
+        accelerator = getattr(torch, "accelerator", None)  # torch >= 2.6
+        if accelerator is not None and accelerator.is_available():
+            resolved = accelerator.current_accelerator()
+            # Apple's GPU has no float64, in which predictions of float64 data are made.
+            return torch.device("cpu") if resolved.type == "mps" else resolved
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device={device!r} is not a device that torch knows. "
+            "Use 'auto', 'cpu', 'cuda' or 'cuda:<number>'."
+        ) from error
+    try:
+        torch.empty(1, device=resolved).add_(1).cpu()  # the meta device has nothing to copy
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device={device!r} cannot be used on this machine "
+            f"({type(error).__name__} from torch). Use device='auto' or device='cpu'."
+        ) from error
+    return resolved
+
+
+def make_generator(random_state):
+    """Draw a CPU `torch.Generator` from a `numpy.random.RandomState`.
+
+    One generator a fit, on the CPU whatever the device, so that every device sees the same
+    initial weights and the same order of rows.
+    """
+    return torch.Generator().manual_seed(int(random_state.randint(np.iinfo(np.int32).max)))
+
+
+# --- Rows ------------------------------------------------------------------------------
+
+
+def to_host(X):
+    """Bring a torch tensor of any device to the host; leave everything else as it is."""
+    if not isinstance(X, torch.Tensor):
+        return X
+    X = X.detach()
+    X = X if X.layout is torch.strided else X.to_dense()
+    if X.dtype in (torch.bfloat16, torch.float16):
+        X = X.float()
+    return X.cpu().numpy()
+
+
+def as_shared_tensor(array):
+    """View an array as a tensor on the CPU without copying it, read-only arrays too.
+
+    The package never writes into such a tensor. Torch would warn about the possibility; it is
+    given an array that says it may be written to.
+    """
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writable(array)))
+
+
+class _Writable:
+    """A view of a read-only array as NumPy's array interface describes a writable one."""
+
+    def __init__(self, array):
+        self.array = array  # keeps the memory alive
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
+
+
+class Rows:
+    """The rows of a data matrix, served as float batches on a device.
+
+    Dense rows are gathered in their own dtype and converted batch by batch: on the CPU the
+    user's array is used in place (a memory map stays on disk, uint8 stays uint8). On an
+    accelerator they are moved there as a whole if they take at most half of its free memory,
+    else gathered on the host. CSR rows stay CSR; only a batch is made dense.
+
+    Parameters
+    ----------
+    X : ndarray or CSR matrix of shape (n_samples, n_features)
+    device : torch.device
+    dtype : torch.dtype
+        Of the batches.
+    weight : ndarray of shape (n_samples,) or None
+        Sample weights; rows of weight zero are never visited in training.
+    """
+
+    def __init__(self, X, device, dtype, weight=None):
+        self.n_samples, self.n_features = X.shape
+        self.device, self.dtype = device, dtype
+        self._sparse = X.tocsr() if sp.issparse(X) else None
+        self._dense = None if self._sparse is not None else as_shared_tensor(X)
+        if self._dense is not None and _fits(self._dense, device):
+            self._dense = self._dense.to(device)
+        self.uniform = weight is None
+        weight = np.ones(self.n_samples) if weight is None else weight
+        self.weight = torch.tensor(weight, dtype=dtype, device=device)
+        self.visited = torch.from_numpy(np.flatnonzero(weight))
+        self.total_weight = float(weight.sum())
+        self._moments = None
+
+    def __len__(self):
+        return self.n_samples
+
+    def take(self, index):
+        """Gather rows: ``index`` of shape (B,) -> float batch of shape (B, n_features)."""
+        if self._sparse is not None:
+            batch = torch.from_numpy(self._sparse[index.numpy()].toarray())
+        else:
+            batch = self._dense.index_select(0, index.to(self._dense.device))
+        return batch.to(self.device, self.dtype, non_blocking=True)
+
+    def batches(self, batch_size, generator=None):
+        """Yield ``(batch, index, weight)`` over the rows of positive weight.
+
+        With a generator the rows come in a fresh random order; one batch that holds all rows
+        keeps their order, since it would not change any sum.
+        """
+        order = self.visited
+        if generator is not None and batch_size < len(order):
+            order = order[torch.randperm(len(order), generator=generator)]
+        if self._dense is not None:
+            order = order.to(self._dense.device)  # once an epoch, not once a batch
+        for index in order.split(batch_size):
+            weight = self.weight[: len(index)] if self.uniform else self.weight[index]
+            yield self.take(index), index, weight
+
+    def moments(self):
+        """Weighted mean of shape (n_features,) and total variance (its trace), as float64.
+
+        Two passes, batch by batch: data with a large offset lose no digits, and no copy of
+        the data is made.
+        """
+        if self._moments is None:
+            rows = self.visited.split(inference_batch_size(self.n_features))
+            mean = sum(self._weighted(index, None) for index in rows) / self.total_weight
+            spread = sum(self._weighted(index, mean) for index in rows)
+            self._moments = mean, float(spread.sum()) / self.total_weight
+        return self._moments
+
+    def _weighted(self, index, centre):
+        # float64 on the CPU: not every accelerator has it.
+        batch = self.take(index).to("cpu", torch.float64)
+        weight = self.weight[index].to("cpu", torch.float64)
+        values = batch if centre is None else (batch - centre).square()
+        return weight @ values
+
+
+def refuse_bad_weights(weight):
+    """Raise ValueError for sample weights that are negative, or all zero."""
+    if np.any(weight < 0):
+        raise ValueError(
+            f"Negative values in sample_weight: the smallest is {weight.min():g}. Weights "
+            "count rows and must be >= 0."
+        )
+    if not np.any(weight):
+        raise ValueError(
+            "Sample weights must contain at least one non-zero number: all of them are zero. "
+            "Drop sample_weight or give some row a positive weight."
+        )
+
+
+def _fits(tensor, device):
+    if device.type != "cuda":
+        return device.type == "cpu" or tensor.nbytes < 2**30
+    free, _ = torch.cuda.mem_get_info(device)
+    return tensor.nbytes <= free // 2
+
+
+# --- Batch-wise application ------------------------------------------------------------
+
+
+def inference_batch_size(n_features, budget=2**22):
+    """Rows in a batch of predictions, so that a batch holds about ``budget`` numbers."""
+    return max(64, min(4096, budget // max(1, n_features)))
+
+
+def apply_batchwise(function, rows):
+    """Apply ``function`` to all rows, batch by batch, without gradients.
+
+    Parameters
+    ----------
+    function : callable
+        Takes a batch of shape (B, n_features), returns a tensor whose first axis has length B.
+    rows : Rows
+
+    Returns
+    -------
+    ndarray
+        In the dtype of ``rows``, first axis of length ``n_samples``.
+    """
+    out = None
+    size = inference_batch_size(rows.n_features)
+    with torch.inference_mode():
+        for start in range(0, rows.n_samples, size):
+            index = torch.arange(start, min(start + size, rows.n_samples))
+            part = function(rows.take(index)).cpu().numpy()
+            if out is None:
+                out = np.empty((rows.n_samples, *part.shape[1:]), dtype=part.dtype)
+            out[start : start + len(part)] = part
+    return out
+
+
+def sum_batchwise(function, rows):
+    """Sum ``function(batch, weight)`` over all rows of positive weight, without gradients."""
+    size = inference_batch_size(rows.n_features)
+    with torch.inference_mode():
+        return sum(function(batch, weight) for batch, _, weight in rows.batches(size))
+
+
+def n_batches(n_samples, batch_size):
+    """Steps in one epoch."""
+    return math.ceil(n_samples / batch_size)
+
+
+# --- Module state ----------------------------------------------------------------------
+
+
+def state_to_numpy(module):
+    """Parameters and buffers of a module as a dict of arrays that own their memory."""
+    return {
+        name: value.detach().cpu().numpy().copy() for name, value in module.state_dict().items()
+    }
+
+
+def load_state(module, arrays):
+    """Fill a module (built on the meta device) with copies of ``arrays``."""
+    # torch.tensor copies: arrays that come from a memory-mapped pickle are read-only.
+    state = {name: torch.tensor(np.asarray(value)) for name, value in arrays.items()}
+    module.load_state_dict(state, assign=True)
+    return module

@@ -1,0 +1,168 @@
+"""What watches a training stage: ``callback(state) -> True`` to stop it.
+
+The loop calls every callback at the end of each epoch, in order.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+try:  # scikit-learn >= 1.9
+    from sklearn.callback import CallbackSupportMixin
+except ImportError:
+
+    class CallbackSupportMixin:
+        """Stands in for scikit-learn's mixin where scikit-learn has none."""
+
+
+@dataclass
+class EpochState:
+    """What a callback sees at the end of an epoch.
+
+    Attributes
+    ----------
+    task : str
+        The stage: ``'pretrain'``, ``'fit'``, ...
+    epoch, max_iter : int
+        Number of the epoch, from 0, and how many there are at most.
+    terms : dict of str to ndarray
+        Mean of each loss term over the epoch; one value for each restart trained together.
+    """
+
+    task: str
+    epoch: int
+    max_iter: int
+    terms: dict = field(default_factory=dict)
+
+    @property
+    def loss(self):
+        """Sum of the terms: ndarray of shape () or (n_restarts,)."""
+        return sum(self.terms.values())
+
+
+class EarlyStopping:
+    """Stop when no restart has improved its loss for a while.
+
+    Parameters
+    ----------
+    tol : float
+        An epoch improves when the loss falls below the best so far by more than
+        ``tol * abs(best)``.
+    n_iter_no_change : int
+        Epochs without improvement before the stage ends.
+
+    Attributes
+    ----------
+    converged : bool
+        Whether the callback has ended the stage.
+    """
+
+    def __init__(self, tol, n_iter_no_change):
+        self.tol, self.n_iter_no_change = tol, n_iter_no_change
+        self.best, self.waited, self.converged = None, None, False
+
+    def __call__(self, state):
+        loss = np.asarray(state.loss, dtype=np.float64)
+        if self.best is None:
+            self.best, self.waited = loss, np.zeros(loss.shape, dtype=int)
+            return False
+        improved = loss < self.best - self.tol * np.abs(self.best)
+        self.best = np.minimum(self.best, loss)
+        self.waited = np.where(improved, 0, self.waited + 1)
+        self.converged = bool(np.all(self.waited >= self.n_iter_no_change))
+        return self.converged
+
+
+class Progress:
+    """Print a line every ``every`` epochs: what ``verbose`` asks for."""
+
+    def __init__(self, name, every=1):
+        self.name, self.every = name, every
+
+    def __call__(self, state):
+        last = state.epoch + 1 == state.max_iter
+        if state.epoch % self.every == 0 or last:
+            terms = "  ".join(f"{name} {np.min(value):.5g}" for name, value in state.terms.items())
+            print(f"[{self.name}] {state.task} {state.epoch + 1}/{state.max_iter}  {terms}")
+        return False
+
+
+class Checkpoint:
+    """Keep the parameters of the last whole epoch in memory, to return to them.
+
+    Parameters
+    ----------
+    parameters : list of torch.Tensor
+    """
+
+    def __init__(self, parameters):
+        self.parameters = list(parameters)
+        self.saved = [p.detach().clone() for p in self.parameters]
+
+    def __call__(self, state):
+        torch._foreach_copy_(self.saved, [p.detach() for p in self.parameters])
+        return False
+
+    def restore(self):
+        """Put the saved values back."""
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.saved)
+
+
+# --- scikit-learn's callbacks ----------------------------------------------------------
+
+
+class Reports:
+    """The stages of a fit as tasks of `sklearn.callback`, where scikit-learn has it.
+
+    A context manager around the whole fit.
+
+    Parameters
+    ----------
+    estimator : CallbackSupportMixin
+    X, y
+        What scikit-learn's callbacks are given.
+    """
+
+    def __init__(self, estimator, X, y):
+        self.estimator, self.root = estimator, None
+        # A callback that scores does so only if y is not None.
+        self.told = {"estimator": estimator, "X": X, "y": np.zeros(X.shape[0]) if y is None else y}
+
+    def __enter__(self):
+        if hasattr(self.estimator, "_init_callback_context"):
+            self.root = self.estimator._init_callback_context(max_subtasks=None)
+            self.root.call_on_fit_task_begin(**self.told)
+        return self
+
+    def __exit__(self, kind, *_):
+        if self.root is not None and kind is None:
+            self.root.call_on_fit_task_end(**self.told)
+
+    @contextmanager
+    def task(self, name, max_iter, reconstruct):
+        """One stage: yields the callbacks that the loop is to call.
+
+        Parameters
+        ----------
+        name : str
+        max_iter : int
+        reconstruct : callable
+            Gives the fitted attributes with which a callback can use the estimator mid-way.
+        """
+        if self.root is None:
+            yield []
+            return
+        context = self.root.subcontext(task_name=name, max_subtasks=max_iter)
+        context.call_on_fit_task_begin(**self.told)
+
+        def report(state):
+            epoch = context.subcontext(task_name="epoch")
+            epoch.call_on_fit_task_begin(**self.told)
+            end = epoch.call_on_fit_task_end
+            return bool(end(**self.told, reconstruction_attributes=reconstruct))
+
+        yield [report]
+        context.call_on_fit_task_end(**self.told)

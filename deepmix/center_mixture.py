@@ -1,0 +1,118 @@
+"""Models whose clusters have a centre in data space, and the density that this defines."""
+
+import math
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+
+from deepmix._torch import Rows, apply_batchwise, sum_batchwise
+from deepmix.base import BaseDeepMixture, Interval, StrOptions
+from deepmix.distributions import (
+    mixture_log_density,
+    spherical_log_density,
+    squared_distances,
+)
+
+
+class CenterMixture(BaseDeepMixture):
+    """Base class of models whose clusters have a centre in data space.
+
+    The network gives ``cluster_centers()`` beside ``resp(x)``.
+    """
+
+    _parameter_constraints: dict = {
+        **BaseDeepMixture._parameter_constraints,
+        "concentration": [
+            StrOptions({"auto"}),
+            Interval(Real, 0, None, closed="neither"),
+            "array-like",
+        ],
+        "solver": [StrOptions({"adam", "sgd"})],
+        "epsilon": [Interval(Real, 0, None, closed="neither")],
+        "max_grad_norm": [None, Interval(Real, 0, None, closed="neither")],
+        "averaging": ["boolean"],
+        "scale": ["boolean"],
+    }
+
+    def score_samples(self, X):
+        r"""Log-density of each row under the mixture that the centres define.
+
+        .. math:: \log p(x) = \log \sum_k \phi_k \, \mathcal N(x \mid \mu_k, \sigma^2 I)
+
+        with the centres in data space (``cluster_centers_``), the mean responsibilities
+        (``weights_``) and the one variance that fits the training data (``variance_``).
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features)
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,)
+            In nats, for data in the units of X.
+        """
+        X = self._check_data(X)
+        dtype = torch.float64 if X.dtype == np.float64 else torch.float32
+        rows = Rows(X, self._prediction_device(), dtype)
+        like = {"dtype": dtype, "device": rows.device}
+        means = torch.tensor(self.cluster_centers_, **like)
+        weights = torch.tensor(self.weights_, **like)
+
+        def log_density(x):
+            return mixture_log_density(spherical_log_density(x, means, self.variance_), weights)
+
+        return apply_batchwise(log_density, rows)
+
+    def _check_parameters(self):
+        super()._check_parameters()
+        if not isinstance(self.concentration, (str, Real)):
+            value = np.asarray(self.concentration, dtype=np.float64)
+            if value.shape != (self.n_clusters,) or not np.all((value > 0) & np.isfinite(value)):
+                raise ValueError(
+                    f"concentration must hold n_clusters={self.n_clusters} positive numbers, "
+                    f"one for each cluster; got {self.concentration!r}."
+                )
+
+    def _draw(self, n_samples, n_dimensions):
+        """Labels by ``weights_`` and standard normal noise, for `sample`."""
+        if not isinstance(n_samples, Integral) or n_samples < 1:
+            raise ValueError(f"n_samples must be an integer >= 1; got {n_samples!r}.")
+        random_state = check_random_state(self.random_state)
+        labels = random_state.choice(self.n_clusters_, size=n_samples, p=self.weights_)
+        return labels, random_state.standard_normal((n_samples, n_dimensions))
+
+    def _minimize(self, objective, network, rows, reports, **options):
+        optimizer = {
+            "solver": self.solver,
+            "epsilon": self.epsilon,
+            "max_grad_norm": self.max_grad_norm,
+        }
+        return super()._minimize(objective, network, rows, reports, **{**optimizer, **options})
+
+    def _fitted_attributes(self, network, rows, restart=0):
+        attributes = super()._fitted_attributes(network, rows, restart)
+        return {**attributes, **center_mixture(network.select(restart).eval(), rows)}
+
+
+def center_mixture(network, rows):
+    """Centres, weights and variance of the mixture of `CenterMixture.score_samples`."""
+    _, total_variance = rows.moments()
+    # In units of the data's own spread, squares of huge values do not overflow.
+    unit = math.sqrt(total_variance / rows.n_features) or 1.0
+    with torch.inference_mode():
+        centers = network.cluster_centers()
+
+        def sums(x, weight):
+            resp = network.resp(x) * weight[:, None]
+            squared = squared_distances(x / unit, centers / unit)
+            return torch.cat([resp.sum(dim=0), (resp * squared).sum()[None]]).double().cpu()
+
+        *nk, spread = sum_batchwise(sums, rows).tolist()
+    return {
+        "cluster_centers_": centers.double().cpu().numpy(),
+        "weights_": np.array(nk) / np.sum(nk),
+        # Where every row lies on its centre a density still needs a width.
+        "variance_": unit**2 * max(spread / (np.sum(nk) * rows.n_features), 1e-6),
+    }

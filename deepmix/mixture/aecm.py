@@ -1,0 +1,685 @@
+r"""AE-CM: a clustering module inside a deep autoencoder, trained as one.
+
+Boubekki, Kampffmeyer, Brefeld and Jenssen, "Joint optimization of an autoencoder for
+clustering and embedding", Machine Learning 110 (2021). The autoencoder bends the data until a
+spherical mixture with orthonormal centres fits its codes; reconstruction keeps the codes honest
+(Eq. 10). Implemented: Secs. 4.2 and 5.3, the initialisations AE-CM^p and AE-CM^r, and two of
+ours that neither forget the k-means labels nor stall.
+"""
+
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.utils import check_array
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from deepmix._torch import sum_batchwise, to_host
+from deepmix.base import Interval, StrOptions
+from deepmix.center_mixture import CenterMixture
+from deepmix.distributions import DirichletPrior
+from deepmix.initialization import (
+    ReconstructionObjective,
+    best_mixture,
+    build_autoencoder,
+    initial_centers,
+    sample_rows,
+)
+from deepmix.losses import squared_error
+from deepmix.mixture.clustering_module import (
+    ClusteringObjective,
+    ambiguity,
+    balance,
+    inertia,
+    reconstruction,
+    restart_criterion,
+)
+from deepmix.networks import (
+    Autoencoder,
+    ClusteringNetwork,
+    Standardizer,
+    Whitener,
+    make_coder,
+    trainable,
+)
+from deepmix.training import History, Objective, Phase
+
+# Table 13: concentration, reconstruction weight (beta), batch size and latent dimension.
+PAPER_SETTINGS = {
+    "mnist": (230, 5, 500, 10),
+    "fashion_mnist": (13, 47, 175, 10),
+    "usps": (20, 0.5, 256, 10),
+    "cifar10": (64, 1, 256, 10),
+    "reuters10k": (2, 1, 256, 100),
+    "news20": (10, 232, 300, 100),
+    "10x73k": (7, 15, 7, 10),
+    "pendigits": (13, 0.5, 100, 10),
+}
+
+# Squared distance of two orthonormal centres: the unit of concentration='auto'.
+CENTER_DISTANCE = 2.0
+# Logits of 'pretrain', with the mean squared norm of the centres brought to one, start at this
+# temperature times n_clusters: twice that below which uniform responsibilities are stable, soft
+# enough that rows can still change sides.
+START_TEMPERATURE = 0.5
+KMEANS_RESTARTS = 20  # as the authors'
+CODES = 20_000  # at most, to start centres from
+
+# --- Losses ----------------------------------------------------------------------------
+
+
+def gini(resp, weight):
+    r"""Sparsity of Eq. 10: E2 with centres of norm one.
+
+    .. math:: \sum_i w_i \sum_k \gamma_{ik} (1 - \gamma_{ik})
+
+    Parameters
+    ----------
+    resp : Tensor of shape (B, K)
+    weight : Tensor of shape (B,)
+
+    Returns
+    -------
+    Tensor of shape ()
+        Between 0 for hard assignments and ``(1 - 1/K) * sum(weight)`` for uniform ones.
+    """
+    return weight @ (resp * (1 - resp)).sum(dim=1)
+
+
+def orthonormality(centers):
+    r"""Distance of the centres from an orthonormal set, Eq. 8 and 10.
+
+    .. math:: \lVert U U^\top - I_K \rVert_1 \quad \text{(entrywise), rows of } U
+        \text{ the centres}
+
+    Parameters
+    ----------
+    centers : Tensor of shape (K, p)
+
+    Returns
+    -------
+    Tensor of shape ()
+    """
+    identity = torch.eye(len(centers), dtype=centers.dtype, device=centers.device)
+    return (centers @ centers.T - identity).abs().sum()
+
+
+# --- Network ---------------------------------------------------------------------------
+
+
+class AECMNetwork(nn.Module):
+    """A clustering module on the codes of an autoencoder (Fig. 2).
+
+    Attributes
+    ----------
+    scaler : Standardizer
+        Of the data.
+    autoencoder : Autoencoder
+    whitener : Whitener
+        Of the codes: makes pretrained clusters round, and their centres of norm about one.
+    clustering : ClusteringNetwork
+    """
+
+    def __init__(
+        self, n_features, n_clusters, latent_dim, hidden_layer_sizes, encoder=None, decoder=None
+    ):
+        super().__init__()
+        sizes = (n_features, *hidden_layer_sizes, latent_dim)
+        self.scaler = Standardizer(n_features)
+        self.autoencoder = Autoencoder(
+            make_coder(encoder, sizes, "encoder"), make_coder(decoder, sizes[::-1], "decoder")
+        )
+        self.whitener = Whitener(latent_dim)
+        self.clustering = ClusteringNetwork(latent_dim, n_clusters)
+
+    def encode(self, x):
+        """Codes: (B, n_features) -> (B, latent_dim)."""
+        return self.whitener(self.autoencoder.encoder(self.scaler(x)))
+
+    def decode(self, z):
+        """Back to the units of the data: (B, latent_dim) -> (B, n_features)."""
+        return self.scaler.inverse(self.decode_standardized(z))
+
+    def decode_standardized(self, z):
+        return self.autoencoder.decoder(self.whitener.inverse(z))
+
+    def resp(self, x):
+        """Responsibilities: (B, n_features) -> (B, n_clusters)."""
+        return self.log_resp(self.encode(x)).exp()
+
+    def log_resp(self, z):
+        return self.clustering.log_resp(z)[:, 0]
+
+    def forward(self, x):
+        return self.resp(x)
+
+    def cluster_centers(self):
+        """Decoded centres: (n_clusters, n_features)."""
+        return self.decode(self.clustering.centers()[0])
+
+    def select(self, restart):
+        return self
+
+
+# --- Training --------------------------------------------------------------------------
+
+
+class JointObjective(Objective):
+    """The loss of Eq. 10: autoencoder and clustering module together.
+
+    Parameters
+    ----------
+    network : AECMNetwork
+    prior : DirichletPrior
+    reconstruction_weight, orthogonality_weight : float
+        The paper's beta and lambda.
+    """
+
+    def __init__(self, network, prior, reconstruction_weight, orthogonality_weight):
+        self.network, self.prior = network, prior
+        self.reconstruction_weight = reconstruction_weight
+        self.orthogonality_weight = orthogonality_weight
+
+    def phases(self):
+        network = self.network
+        parameters = (*trainable(network.autoencoder), *network.clustering.parameters())
+        return (Phase(parameters, self.step),)
+
+    def step(self, batch, index, weight):
+        x = self.network.scaler(batch)
+        z = self.network.whitener(self.network.autoencoder.encoder(x)).to(x.dtype)
+        x_hat = self.network.decode_standardized(z).to(x.dtype)
+        log_resp = self.network.log_resp(z).to(x.dtype)
+        resp, centers = log_resp.exp(), self.network.clustering.centers()[0]
+        return {
+            "reconstruction": self.reconstruction_weight * squared_error(x, x_hat, weight),
+            "clustering": reconstruction(z, resp, centers, weight),
+            "sparsity": gini(resp, weight),
+            "balance": balance(log_resp, weight, self.prior(log_resp, weight)),
+            "orthonormality": self.orthogonality_weight * orthonormality(centers),
+        }
+
+
+# --- Estimator -------------------------------------------------------------------------
+
+
+class AECM(CenterMixture):
+    """AE-CM: a clustering module and a deep autoencoder trained together.
+
+    The encoder learns codes in which the clusters are spheres around orthonormal centres, the
+    decoder turns centres and mixtures of them back into data. For clusters that no straight
+    line separates in the data, such as handwritten digits.
+
+    Parameters
+    ----------
+    n_clusters : int, default=8
+        Number of clusters.
+    hidden_layer_sizes : tuple of int, default=(500, 500, 2000)
+        Layers of the encoder between data and codes; the decoder has them in reverse. An empty
+        tuple makes a linear autoencoder.
+    latent_dim : int or None, default=None
+        Dimension of the codes; None takes the larger of 10 and ``n_clusters``. With fewer
+        dimensions than clusters the centres cannot be orthonormal.
+    init : {'pretrain-gmm', 'pretrain', 'pretrain-pinv', 'orthonormal', 'random'}, \
+            default='pretrain-gmm'
+        Where joint training starts.
+
+        - 'pretrain-gmm': an autoencoder is trained, a full-covariance mixture fitted to its
+          codes, the codes whitened by what varies within its components, and the clustering
+          module started so that it assigns each row to the nearest of their means.
+        - 'pretrain': k-means on the codes instead, and no whitening; the clustering module
+          starts with the labels of k-means.
+        - 'pretrain-pinv': the paper's AE-CM^p, with the pseudo-inverse and
+          ``clustering_max_iter`` epochs of the clustering module alone.
+        - 'orthonormal': random weights, orthonormal centres U and logits ``logit_gain * z @ U.T``.
+        - 'random': the paper's AE-CM^r.
+    n_init : int, default=1
+        Restarts, one after another.
+    selection : {'loss', 'sparsity'}, default='loss'
+        Which restart is kept: that of lowest loss, or of lowest L_sp (Sec. 5.3.4), on all rows.
+    concentration : 'auto', float or array-like of shape (n_clusters,), default='auto'
+        Of the Dirichlet prior on the mean responsibilities of a batch (alpha). A float is the
+        paper's, which depends on the batch size; 'auto' is 1 plus 0.1 times the weight of the
+        batch. An array is paired with the clusters by size.
+    reconstruction_weight : float, default=10.0
+        Weight of the autoencoder's squared error (beta). With ``scale=True`` the error is
+        counted in units of the data's total variance, else in those of X, as in the paper.
+    orthogonality_weight : float, default=1.0
+        Weight of the distance of the centres from orthonormality (lambda), once a batch.
+    logit_gain : float or None, default=None
+        Factor on the initial logits of 'orthonormal' and 'random'. Below about half of
+        ``n_clusters`` uniform responsibilities are a stable state. None takes 0.8 times
+        ``n_clusters`` for 'orthonormal' and 1 for 'random'.
+    encoder, decoder : callable, torch.nn.Module or None, default=None
+        Networks to use instead of ``hidden_layer_sizes``: a callable ``(n_in, n_out) ->
+        nn.Module``, or a module, which is copied with its weights and never trained in place.
+        Dropout in them draws from torch's global generator.
+    pretrain_max_iter : int, default=20
+        Epochs of the autoencoder alone, at most.
+    clustering_max_iter : int, default=100
+        Epochs of the clustering module alone, for 'pretrain-pinv'.
+    max_iter : int, default=100
+        Epochs of joint training, at most.
+    batch_size : int or 'auto', default='auto'
+        Rows in a step; 'auto' is n_samples / 40 between 20 and 128.
+    learning_rate_init : float, default=0.001
+        Step size.
+    solver : {'adam', 'sgd'}, default='adam'
+        Optimiser.
+    epsilon : float, default=1e-8
+        Adam's.
+    max_grad_norm : float or None, default=None
+        Clip the gradient to this norm.
+    averaging : bool, default=True
+        Whether an epoch more ends training, whose mean weights are kept (Sec. 4.1).
+    scale : bool, default=True
+        Whether the network sees centred data, divided by one number; decoded centres and
+        reconstructions are in the units of X.
+    precision : {'float32', 'bfloat16'}, default='float32'
+        Of the matrix products in training; 'bfloat16' is faster where the hardware has it.
+    tol : float, default=1e-3
+        An epoch counts as improvement if it lowers the loss by this fraction. 0 trains for
+        ``max_iter`` epochs.
+    n_iter_no_change : int, default=10
+        Epochs without improvement that end a stage.
+    warm_start : bool, default=False
+        Whether `fit` goes on from the last solution, without pretraining.
+    device : str or torch.device, default='auto'
+        Where to compute.
+    dtype : {'float32', 'float64', 'auto'}, default='float32'
+        Of training; 'auto' is that of X. Predictions are made in the dtype of X.
+    random_state : int, RandomState instance or None, default=None
+        Determines initial weights and the order of rows.
+    verbose : int, default=0
+        Print a line every ten epochs (1) or every epoch (10).
+
+    Attributes
+    ----------
+    cluster_centers_ : ndarray of shape (n_clusters, n_features)
+        Decoded centres, in the units of X.
+    latent_centers_ : ndarray of shape (n_clusters, latent_dim)
+        Centres among the codes.
+    latent_variance_ : float
+        Of the codes around their centres, per dimension.
+    labels_ : ndarray of shape (n_samples,)
+        Cluster of each training row.
+    weights_ : ndarray of shape (n_clusters,)
+        Mean responsibilities.
+    variance_ : float
+        Of the data around the decoded centres, per feature.
+    n_clusters_ : int
+        Number of clusters.
+    history_ : dict of str to ndarray of shape (`n_iter_`,)
+        'loss' and its terms 'reconstruction', 'clustering', 'sparsity', 'balance' and
+        'orthonormality', per row; and 'pretrain_reconstruction', of its own length.
+    n_iter_ : int
+        Epochs of joint training, the averaging epoch not counted.
+    converged_ : bool
+        Whether ``tol`` ended joint training.
+    device_ : str
+        Where it was trained.
+    n_features_in_ : int
+        Number of features seen during fit.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Their names, where X has strings for column names.
+
+    See Also
+    --------
+    ClusteringModule : The same without the autoencoder.
+    deepmix.pretrain_autoencoder : One autoencoder for several estimators.
+
+    References
+    ----------
+    .. [1] A. Boubekki, M. Kampffmeyer, U. Brefeld, R. Jenssen, "Joint optimization of an
+       autoencoder for clustering and embedding", Machine Learning 110, 2021.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from deepmix import AECM
+    >>> X = load_iris().data
+    >>> model = AECM(
+    ...     3, hidden_layer_sizes=(32,), pretrain_max_iter=10, max_iter=10, tol=0, random_state=0
+    ... ).fit(X)
+    >>> model.transform(X).shape
+    (150, 10)
+    >>> model.cluster_centers_.shape
+    (3, 4)
+    """
+
+    _parameter_constraints: dict = {
+        **CenterMixture._parameter_constraints,
+        "hidden_layer_sizes": ["array-like"],
+        "latent_dim": [None, Interval(Integral, 1, None, closed="left")],
+        "init": [
+            StrOptions({"pretrain-gmm", "pretrain", "pretrain-pinv", "orthonormal", "random"})
+        ],
+        "selection": [StrOptions({"loss", "sparsity"})],
+        "reconstruction_weight": [Interval(Real, 0, None, closed="left")],
+        "orthogonality_weight": [Interval(Real, 0, None, closed="left")],
+        "logit_gain": [None, Interval(Real, 0, None, closed="neither")],
+        "encoder": [None, callable],
+        "decoder": [None, callable],
+        "pretrain_max_iter": [Interval(Integral, 0, None, closed="left")],
+        "clustering_max_iter": [Interval(Integral, 0, None, closed="left")],
+        "precision": [StrOptions({"float32", "bfloat16"})],
+    }
+    _network_class = AECMNetwork
+    _transform_output = "encode"
+    _auto_batch_size = (20, 128)  # the nets want more steps than the clustering module
+
+    def __init__(
+        self,
+        n_clusters=8,
+        *,
+        hidden_layer_sizes=(500, 500, 2000),
+        latent_dim=None,
+        init="pretrain-gmm",
+        n_init=1,
+        selection="loss",
+        concentration="auto",
+        reconstruction_weight=10.0,
+        orthogonality_weight=1.0,
+        logit_gain=None,
+        encoder=None,
+        decoder=None,
+        pretrain_max_iter=20,
+        clustering_max_iter=100,
+        max_iter=100,
+        batch_size="auto",
+        learning_rate_init=1e-3,
+        solver="adam",
+        epsilon=1e-8,
+        max_grad_norm=None,
+        averaging=True,
+        scale=True,
+        precision="float32",
+        tol=1e-3,
+        n_iter_no_change=10,
+        warm_start=False,
+        device="auto",
+        dtype="float32",
+        random_state=None,
+        verbose=0,
+    ):
+        self.n_clusters = n_clusters
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.latent_dim = latent_dim
+        self.init = init
+        self.n_init = n_init
+        self.selection = selection
+        self.concentration = concentration
+        self.reconstruction_weight = reconstruction_weight
+        self.orthogonality_weight = orthogonality_weight
+        self.logit_gain = logit_gain
+        self.encoder = encoder
+        self.decoder = decoder
+        self.pretrain_max_iter = pretrain_max_iter
+        self.clustering_max_iter = clustering_max_iter
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.learning_rate_init = learning_rate_init
+        self.solver = solver
+        self.epsilon = epsilon
+        self.max_grad_norm = max_grad_norm
+        self.averaging = averaging
+        self.scale = scale
+        self.precision = precision
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.warm_start = warm_start
+        self.device = device
+        self.dtype = dtype
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @classmethod
+    def from_paper(cls, dataset, n_clusters=10, *, init="random", **parameters):
+        """Make an estimator with the settings of the paper (Appendix 3 and Table 13).
+
+        No scaling, Adam with a step of 1e-3 and an epsilon of 1e-3, 150 epochs and the averaging
+        epoch, one restart, pretraining for 100 epochs.
+
+        Parameters
+        ----------
+        dataset : {'mnist', 'fashion_mnist', 'usps', 'cifar10', 'reuters10k', 'news20', \
+                '10x73k', 'pendigits'}
+            Whose concentration, weights, batch size and latent dimension to take.
+        n_clusters : int, default=10
+        init : {'random', 'pretrain-pinv'}, default='random'
+            The paper's AE-CM^r or AE-CM^p.
+        **parameters
+            Override any of these settings.
+
+        Returns
+        -------
+        estimator : AECM
+        """
+        concentration, reconstruction_weight, batch_size, latent_dim = PAPER_SETTINGS[dataset]
+        settings = {
+            "init": init,
+            "latent_dim": latent_dim,
+            "concentration": concentration,
+            "reconstruction_weight": reconstruction_weight,
+            "batch_size": batch_size,
+            "pretrain_max_iter": 100,
+            "max_iter": 150,
+            "epsilon": 1e-3,
+            "scale": False,
+            "tol": 0,
+        }
+        return cls(n_clusters, **{**settings, **parameters})
+
+    # --- Between codes and data ------------------------------------------------------
+
+    def inverse_transform(self, X):
+        """Decode codes.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, latent_dim)
+
+        Returns
+        -------
+        X_original : ndarray of shape (n_samples, n_features)
+        """
+        check_is_fitted(self)
+        codes = check_array(to_host(X), dtype=[np.float64, np.float32], order="C")
+        if codes.shape[1] != self._n_features_out:
+            raise ValueError(
+                f"X has {codes.shape[1]} columns; expected codes of latent_dim="
+                f"{self._n_features_out} dimensions, as transform gives them."
+            )
+        return self._apply("decode", codes)
+
+    def interpolate(self, start, stop, n_steps=9):
+        """Decode the straight line between two centres (Fig. 7).
+
+        Parameters
+        ----------
+        start, stop : int
+            Clusters.
+        n_steps : int, default=9
+            Points on the line, both ends included.
+
+        Returns
+        -------
+        X : ndarray of shape (n_steps, n_features)
+        """
+        check_is_fitted(self)
+        steps = np.linspace(0, 1, n_steps)[:, None]
+        ends = self.latent_centers_[[start, stop]]
+        return self.inverse_transform((1 - steps) * ends[0] + steps * ends[1])
+
+    def sample(self, n_samples=1):
+        """Draw codes from the spherical mixture around the centres, and decode them.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+        labels : ndarray of shape (n_samples,)
+            Cluster that each row was drawn from.
+        """
+        check_is_fitted(self)
+        labels, noise = self._draw(n_samples, self._n_features_out)
+        codes = self.latent_centers_[labels] + np.sqrt(self.latent_variance_) * noise
+        return self.inverse_transform(codes), labels
+
+    # --- Hooks of the base class -----------------------------------------------------
+
+    @property
+    def _n_features_out(self):
+        return self._arguments["latent_dim"]
+
+    def _network_arguments(self, n_features):
+        return {
+            "n_features": n_features,
+            "n_clusters": self.n_clusters,
+            "latent_dim": self.latent_dim or max(10, self.n_clusters),
+            "hidden_layer_sizes": tuple(self.hidden_layer_sizes),
+            "encoder": self.encoder,
+            "decoder": self.decoder,
+        }
+
+    def _check_parameters(self):
+        super()._check_parameters()
+        sizes = tuple(self.hidden_layer_sizes)
+        if not all(isinstance(size, Integral) and size >= 1 for size in sizes):
+            raise ValueError(
+                f"hidden_layer_sizes must hold integers >= 1; got {self.hidden_layer_sizes!r}."
+            )
+        if self.precision == "bfloat16" and self.dtype != "float32":
+            raise ValueError(
+                f"precision='bfloat16' goes with dtype='float32'; got dtype={self.dtype!r}."
+            )
+
+    def _init_network(self, rows, n_restarts, random_state, generator):
+        arguments = self._network_arguments(rows.n_features)
+        network = AECMNetwork(**arguments)
+        parts = ("hidden_layer_sizes", "latent_dim", "encoder", "decoder")
+        network.autoencoder = build_autoencoder(
+            rows.n_features,
+            generator=generator,
+            bias="glorot" if self.init == "random" else "zeros",
+            **{name: arguments[name] for name in parts},
+        )
+        network = network.to(rows.dtype)
+        if self.scale:
+            network.scaler.fit(*rows.moments())
+        if self.init == "random":
+            network.clustering.init_random(generator, self.logit_gain or 1.0)
+        elif self.init == "orthonormal":
+            gain = self.logit_gain or 0.8 * self.n_clusters
+            network.clustering.init_orthonormal(generator, gain)
+        return network
+
+    def _objective(self, network, rows):
+        prior = DirichletPrior(self.concentration, CENTER_DISTANCE, network.scaler.scale)
+        # The standardised data have variance one in each feature, a row has n_features of it.
+        unit = rows.n_features if self.scale else 1.0
+        return JointObjective(
+            network, prior, self.reconstruction_weight / unit, self.orthogonality_weight
+        )
+
+    def _train(self, network, rows, generator, random_state, reports):
+        before = History()
+        if self.init.startswith("pretrain") and not self._continues():
+            before = self._pretrain(network, rows, generator, random_state, reports)
+            network.train()
+        if before.interrupted:
+            history = History(interrupted=True)
+        else:
+            history = self._minimize_and_average(
+                self._objective(network, rows), network, rows, reports, generator=generator
+            )
+        history.before = {f"pretrain_{name}": values for name, values in before.terms.items()}
+        return history
+
+    def _minimize(self, *args, **options):
+        return super()._minimize(*args, precision=self.precision, **options)
+
+    def _pretrain(self, network, rows, generator, random_state, reports):
+        """Train the autoencoder alone, then start the clustering module from its codes."""
+        objective = ReconstructionObjective(network.autoencoder, network.scaler)
+        told = {"generator": generator, "network": network, "rows": rows, "reports": reports}
+        history = History()
+        if trainable(network.autoencoder):
+            history = self._minimize(
+                objective, max_iter=self.pretrain_max_iter, task="pretrain", **told
+            )
+        network.eval()  # the codes that predictions will see, whatever layers a user brings
+        codes, weight = sample_rows(
+            rows, network.encode, self.n_clusters, random_state, CODES * rows.n_features
+        )
+        if self.init == "pretrain-gmm":
+            self._start_from_mixture(network, codes, weight, random_state)
+        else:
+            self._start_from_kmeans(network, codes, weight, random_state)
+        if self.init == "pretrain-pinv":
+            prior = DirichletPrior(self.concentration, CENTER_DISTANCE, network.scaler.scale)
+            alone = ClusteringObjective(network.encode, network.clustering, prior)
+            then = self._minimize(
+                alone, max_iter=self.clustering_max_iter, task="clustering", **told
+            )
+            history.interrupted |= then.interrupted
+        return history
+
+    def _start_from_mixture(self, network, codes, weight, random_state):
+        """Whiten the codes by what varies within the clusters of a full-covariance mixture."""
+        means, within = best_mixture(codes, self.n_clusters, random_state, weight)
+        self._start_at(network, means, torch.linalg.cholesky(torch.linalg.inv(within)))
+
+    def _start_from_kmeans(self, network, codes, weight, random_state):
+        centers = initial_centers(
+            "k-means", codes, self.n_clusters, random_state, weight, n_init=KMEANS_RESTARTS
+        )
+        centers = torch.from_numpy(centers).double()
+        if self.init == "pretrain-pinv":
+            network.clustering.init_pseudo_inverse(centers[None])
+        else:
+            self._start_at(network, centers, torch.eye(codes.shape[1]))
+
+    def _start_at(self, network, centers, matrix):
+        """Posterior logits for centres among the codes, after an affine map of both."""
+        origin = centers.mean(dim=0)
+        moved = (centers - origin) @ matrix.to(centers)
+        size = moved.square().sum(dim=1).mean().sqrt() or 1.0
+        network.whitener.fit(origin, matrix / size)
+        temperature = START_TEMPERATURE * self.n_clusters
+        network.clustering.init_centers((moved / size)[None], temperature)
+
+    def _criterion(self, network, rows):
+        if self.selection == "sparsity":
+            return restart_criterion(ambiguity, network.encode, network.clustering, rows)
+        objective = self._objective(network, rows)
+
+        def loss(batch, weight):
+            return sum(objective.step(batch, None, weight).values())
+
+        return float(sum_batchwise(loss, rows))
+
+    def _fitted_attributes(self, network, rows, restart=0):
+        attributes = super()._fitted_attributes(network, rows, restart)
+        centers = network.clustering.centers()
+        spread = restart_criterion(inertia, network.encode, network.clustering, rows)[0]
+        latent = {
+            "latent_centers_": centers[0].detach().double().cpu().numpy(),
+            "latent_variance_": max(float(spread), 0.0) / rows.total_weight / centers.shape[2],
+        }
+        return {**attributes, **latent}
+
+    def _concerns(self, history):
+        yield from super()._concerns(history)
+        uniform = 1 - 1 / self.n_clusters_
+        impurity = self.history_["sparsity"][-1] if self.n_iter_ else 0.0
+        if self.n_clusters_ > 1 and impurity > 0.8 * uniform:
+            yield (
+                f"The responsibilities are still near uniform (Gini impurity {impurity:.3f} of at "
+                f"most {uniform:.3f}): training has not left the plateau on which all clusters "
+                "look alike. Raise logit_gain or concentration, train longer, or use another init."
+            )

@@ -1,0 +1,344 @@
+"""The one training loop. It knows batches, optimisers and losses; it knows no method.
+
+A method describes each stage of its training as an `Objective`; `minimize` does the rest.
+"""
+
+import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+
+from deepmix._torch import TORCH_DTYPES
+from deepmix.callbacks import Checkpoint, EarlyStopping, EpochState
+
+# --- What a stage minimises ------------------------------------------------------------
+
+
+class Phase(NamedTuple):
+    """One loss and the parameters that it trains.
+
+    Attributes
+    ----------
+    parameters : sequence of torch.nn.Parameter
+    step : callable
+        ``step(batch, index, weight) -> terms``: named loss terms as a dict of tensors, each
+        the *sum* over the rows of the batch, row i counted ``weight[i]`` times. A term of
+        shape (n_restarts,) holds the losses of restarts that train together.
+    closed_form : bool
+        Then ``step`` returns ``(terms, gradients)``, one gradient for each parameter, and
+        nothing is differentiated.
+    learning_rate : float or None
+        None takes that of `minimize`.
+    """
+
+    parameters: tuple
+    step: callable
+    closed_form: bool = False
+    learning_rate: float | None = None
+
+
+class Objective:
+    """What a stage minimises: phases that run in turn on each batch, and epoch hooks.
+
+    One phase is ordinary training; two alternate on every batch, each with its own loss and
+    optimiser. Updates in closed form (centroids, mixtures) belong in the hooks.
+    """
+
+    def phases(self):
+        """Return the phases: tuple of `Phase`."""
+        raise NotImplementedError
+
+    def on_epoch_start(self, epoch):
+        """Run before the first batch of an epoch."""
+
+    def on_epoch_end(self, epoch):
+        """Run after the last batch. True rebuilds the optimisers from `phases`."""
+        return False
+
+
+class Averaged(Objective):
+    """Train like ``objective`` for an epoch, then replace every parameter by its mean.
+
+    The mean runs over the values after each step of the epoch: the averaging epoch of
+    Boubekki et al. (2021), Sec. 4.1, which removes the scatter of the last mini-batches.
+    """
+
+    def __init__(self, objective):
+        self.objective = objective
+
+    def phases(self):
+        first, *others = self.objective.phases()
+        self._parameters = [p for phase in (first, *others) for p in phase.parameters]
+        self._sum = [torch.zeros_like(p) for p in self._parameters]
+        self._n_steps = 0
+
+        def step(batch, index, weight):
+            if self._n_steps:  # adds what the step before this one has left
+                self._accumulate()
+            self._n_steps += 1
+            return first.step(batch, index, weight)
+
+        return (first._replace(step=step), *others)
+
+    def on_epoch_start(self, epoch):
+        self.objective.on_epoch_start(epoch)
+
+    def on_epoch_end(self, epoch):
+        self._accumulate()
+        with torch.no_grad():
+            for parameter, total in zip(self._parameters, self._sum, strict=True):
+                parameter.copy_(total / self._n_steps)
+        return self.objective.on_epoch_end(epoch)
+
+    def _accumulate(self):
+        torch._foreach_add_(self._sum, [p.detach() for p in self._parameters])
+
+
+# --- History ---------------------------------------------------------------------------
+
+
+@dataclass
+class History:
+    """What `minimize` leaves behind.
+
+    Attributes
+    ----------
+    terms : dict of str to list of ndarray
+        Each loss term per unit of sample weight, one entry an epoch; shape () or (n_restarts,).
+    converged : bool
+        Whether the stage ended by `EarlyStopping`.
+    interrupted : bool
+        Whether a KeyboardInterrupt ended it.
+    optimizers : list
+        To be handed to the next `minimize` on the same parameters.
+    before : dict of str to list of ndarray
+        Terms of the stages before this one.
+    """
+
+    terms: dict = field(default_factory=dict)
+    converged: bool = False
+    interrupted: bool = False
+    optimizers: list = field(default_factory=list)
+    before: dict = field(default_factory=dict)
+
+    @property
+    def n_iter(self):
+        return max((len(values) for values in self.terms.values()), default=0)
+
+    def append(self, terms):
+        for name, value in terms.items():
+            self.terms.setdefault(name, []).append(value)
+
+    def arrays(self, restart=0):
+        """Curves of one restart, and the sum of its terms: dict of ndarray of shape (n_iter,)."""
+        curves, before = _curves(self.terms, restart), _curves(self.before, restart)
+        return {"loss": sum(curves.values()), **curves, **before} if curves else before
+
+
+def _curves(terms, restart):
+    # A term that is no sum over restarts has one value for all of them.
+    return {
+        name: np.array([np.ravel(v)[min(restart, np.size(v) - 1)] for v in values])
+        for name, values in terms.items()
+    }
+
+
+# --- The loop --------------------------------------------------------------------------
+
+
+def minimize(
+    objective,
+    rows,
+    *,
+    learning_rate=1e-3,
+    batch_size=256,
+    max_iter=100,
+    generator=None,
+    callbacks=(),
+    solver="adam",
+    epsilon=1e-8,
+    max_grad_norm=None,
+    precision="float32",
+    optimizers=None,
+    task="fit",
+):
+    """Minimise an objective by mini-batches.
+
+    Parameters
+    ----------
+    objective : Objective
+    rows : Rows
+        The data, on the device of the parameters.
+    learning_rate : float
+        Of every phase that has none of its own.
+    batch_size, max_iter : int
+        Rows in a step and epochs.
+    generator : torch.Generator or None
+        Draws the order of the rows; None keeps their order.
+    callbacks : sequence of callable
+        ``callback(EpochState) -> True`` stops after that epoch.
+    solver : {'adam', 'sgd'}
+    epsilon : float
+        Adam's.
+    max_grad_norm : float or None
+        Clip the gradient of each phase to this norm, restarts together.
+    precision : {'float32', 'bfloat16'}
+        ``'bfloat16'`` runs matrix products in that precision (autocast).
+    optimizers : list or None
+        To go on with: optimisers of these parameters, or states of them from
+        `optimizer_to_numpy`. None starts anew.
+    task : str
+        Name of the stage, in messages.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    FloatingPointError
+        If a loss term is not finite at the end of an epoch.
+    """
+    phases = objective.phases()
+    build = _OptimizerFactory(solver, learning_rate, epsilon)
+    history = History(optimizers=_resume(optimizers, [build(phase) for phase in phases]))
+    guard = Checkpoint([p for phase in phases for p in phase.parameters])
+    autocast = _autocast(rows.device, precision)
+    for epoch in range(max_iter):
+        try:
+            objective.on_epoch_start(epoch)
+            totals = _run_epoch(
+                phases, history.optimizers, rows, batch_size, generator, autocast, max_grad_norm
+            )
+            terms = _read(totals, rows.total_weight, epoch, task)
+            if objective.on_epoch_end(epoch):
+                phases = objective.phases()
+                history.optimizers = [build(phase) for phase in phases]
+                guard = Checkpoint([p for phase in phases for p in phase.parameters])
+            state = EpochState(task, epoch, max_iter, terms)
+            history.append(terms)
+            guard(state)
+            # Every callback is told, whichever of them stops.
+            stops = [callback(state) for callback in callbacks]
+        except KeyboardInterrupt:
+            guard.restore()
+            history.interrupted = True
+            warnings.warn(
+                f"Training was interrupted in epoch {epoch + 1} of {max_iter} ({task}); the "
+                "estimator is fitted with the last whole epoch.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+            break
+        if any(stops):
+            break
+    history.converged = any(isinstance(c, EarlyStopping) and c.converged for c in callbacks)
+    return history
+
+
+def _run_epoch(phases, optimizers, rows, batch_size, generator, autocast, max_grad_norm):
+    """One pass over the rows; returns the running sum of each term, on the device."""
+    totals = {}
+    for batch, index, weight in rows.batches(batch_size, generator):
+        for phase, optimizer in zip(phases, optimizers, strict=True):
+            terms = _differentiate(phase, autocast, batch, index, weight)
+            if max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(phase.parameters, max_grad_norm)
+            optimizer.step()
+            for name, value in terms.items():
+                if name in totals:
+                    totals[name] += value.detach()
+                else:
+                    totals[name] = value.detach().clone()
+    return totals
+
+
+def _differentiate(phase, autocast, batch, index, weight):
+    """Leave the gradient of a phase in its parameters; return its loss terms."""
+    if phase.closed_form:
+        with torch.no_grad():
+            terms, gradients = phase.step(batch, index, weight)
+        for parameter, gradient in zip(phase.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return terms
+    for parameter in phase.parameters:
+        parameter.grad = None
+    with autocast:
+        terms = phase.step(batch, index, weight)
+        loss = sum(term.sum() for term in terms.values())
+    # Only this phase's parameters: what else the loss touches keeps its gradient.
+    loss.backward(inputs=list(phase.parameters))
+    return terms
+
+
+def _read(totals, total_weight, epoch, task):
+    """Bring the sums of an epoch to the host, once, and refuse what is not finite."""
+    names = list(totals)
+    flat = torch.cat([totals[name].reshape(-1) for name in names]).cpu().double().numpy()
+    sizes = [totals[name].numel() for name in names]
+    parts = np.split(flat / total_weight, np.cumsum(sizes)[:-1])
+    terms = {n: p.reshape(tuple(totals[n].shape)) for n, p in zip(names, parts, strict=True)}
+    for name, value in terms.items():
+        if not np.all(np.isfinite(value)):
+            raise FloatingPointError(
+                f"The loss term {name!r} became {np.ravel(value)[~np.isfinite(np.ravel(value))][0]}"
+                f" in epoch {epoch + 1} ({task}): training has diverged. Lower "
+                "learning_rate_init, set max_grad_norm, or standardise the data."
+            )
+    return terms
+
+
+# --- Optimisers ------------------------------------------------------------------------
+
+
+class _OptimizerFactory:
+    """Builds the optimiser of a phase, fused into one kernel where torch has one."""
+
+    def __init__(self, solver, learning_rate, epsilon):
+        self.solver, self.learning_rate, self.epsilon = solver, learning_rate, epsilon
+
+    def __call__(self, phase):
+        rate = self.learning_rate if phase.learning_rate is None else phase.learning_rate
+        device = phase.parameters[0].device.type
+        options = {"fused": True} if device in ("cpu", "cuda") else {"foreach": True}
+        if self.solver == "sgd":
+            return torch.optim.SGD(phase.parameters, lr=rate, **options)
+        return torch.optim.Adam(phase.parameters, lr=rate, eps=self.epsilon, **options)
+
+
+def optimizer_to_numpy(optimizer):
+    """Moments and step counts of an optimiser: dict of dict of ndarray."""
+    state = optimizer.state_dict()["state"]
+    return {
+        i: {name: value.detach().cpu().numpy().copy() for name, value in moments.items()}
+        for i, moments in state.items()
+    }
+
+
+def _resume(given, built):
+    """Optimisers to begin with, from what `minimize` was given and what it would build."""
+    if given is None:
+        return built
+    resumed = []
+    for state, optimizer in zip(given, built, strict=True):
+        if isinstance(state, torch.optim.Optimizer):
+            optimizer = state
+        else:
+            moments = {
+                i: {name: torch.tensor(value) for name, value in values.items()}
+                for i, values in state.items()
+            }
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        resumed.append(optimizer)
+    return resumed
+
+
+def _autocast(device, precision):
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=TORCH_DTYPES[precision])

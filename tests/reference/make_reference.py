@@ -1,0 +1,75 @@
+"""Record small float64 fits in ``reference.json``, which the tests compare with.
+
+Run it when a change of the numbers is meant, and say why in the changelog::
+
+    python tests/reference/make_reference.py
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from deepmix import AECM, ClusteringModule
+
+PATH = Path(__file__).with_name("reference.json")
+
+# No generator of NumPy or scikit-learn makes the data: their streams may change with versions.
+FITS = {
+    "ClusteringModule": (ClusteringModule, {"n_init": 3, "max_iter": 10}),
+    "ClusteringModule, asymmetric, sgd": (
+        ClusteringModule,
+        {
+            "concentration": [2.0, 4.0, 6.0],
+            "solver": "sgd",
+            "learning_rate_init": 1e-3,
+            "max_iter": 10,
+            "init": "k-means",
+        },
+    ),
+    "ClusteringModule, paper": (
+        ClusteringModule,
+        {"init": "random", "scale": False, "epsilon": 1e-3, "concentration": 5.0, "max_iter": 10},
+    ),
+    "AECM": (AECM, {"pretrain_max_iter": 10, "max_iter": 10}),
+    "AECM, pretrain": (AECM, {"init": "pretrain", "pretrain_max_iter": 10, "max_iter": 10}),
+    "AECM, orthonormal": (AECM, {"init": "orthonormal", "max_iter": 30}),
+}
+
+
+def data():
+    """Three clusters of different size on an ellipse, by arithmetic: X of shape (60, 3)."""
+    i = np.arange(60.0)
+    # Equal sizes would leave it to rounding which cluster is the largest.
+    cluster = np.tile([0, 0, 0, 0, 0, 1, 1, 1, 2, 2], 6)
+    angle = 2 * np.pi * cluster / 3 + 0.4 * np.sin(1.7 * i)
+    return np.c_[3 * np.cos(angle), 2 * np.sin(angle), np.cos(2.3 * i)] + 0.5
+
+
+def fit(name):
+    """One of the recorded fits."""
+    cls, parameters = FITS[name]
+    small = (
+        {"hidden_layer_sizes": (6,), "latent_dim": 3, "learning_rate_init": 1e-2}
+        if cls is AECM
+        else {}
+    )
+    settings = {"dtype": "auto", "tol": 0, "random_state": 0, **small, **parameters}
+    return cls(3, **settings).fit(data())
+
+
+def summary(model):
+    """What is recorded of a fit: dict of lists."""
+    arrays = {
+        "cluster_centers": model.cluster_centers_,
+        "weights": model.weights_,
+        "variance": model.variance_,
+        "loss": model.history_["loss"],
+        "resp": model.predict_proba(data()[:4]),
+        "score_samples": model.score_samples(data()[:4]),
+    }
+    return {name: np.asarray(value).tolist() for name, value in arrays.items()}
+
+
+if __name__ == "__main__":
+    PATH.write_text(json.dumps({name: summary(fit(name)) for name in FITS}, indent=1) + "\n")

@@ -1,0 +1,227 @@
+"""Centres by k-means and its kin, and autoencoders by reconstruction."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from sklearn.cluster import KMeans
+from sklearn.utils import check_random_state
+from torch import nn
+
+from deepmix import pretrain_autoencoder
+from deepmix._torch import Rows
+from deepmix.initialization import (
+    best_mixture,
+    build_autoencoder,
+    canonical_order,
+    check_centers,
+    initial_centers,
+    sample_rows,
+)
+
+
+def centers_of(init, X, k=4, seed=0, weight=None, **options):
+    return initial_centers(init, X, k, check_random_state(seed), weight, **options)
+
+
+# --- Centres ---
+
+
+@pytest.mark.parametrize("init", ["k-means++", "k-means"])
+def test_centres_depend_neither_on_order_nor_on_repetition(init, overlapping):
+    X, _ = overlapping
+    generator = np.random.default_rng(0)
+    weight = generator.integers(0, 4, len(X)).astype(float)
+    order = generator.permutation(len(X))
+    expected = centers_of(init, X, weight=weight)
+    permuted = centers_of(init, X[order], weight=weight[order])
+    repeated = centers_of(init, np.repeat(X, weight.astype(int), axis=0))
+    np.testing.assert_allclose(permuted, expected, rtol=1e-10)
+    np.testing.assert_allclose(repeated, expected, rtol=1e-10)
+
+
+def test_plus_plus_takes_rows_of_the_data(overlapping):
+    X, _ = overlapping
+    centers = centers_of("k-means++", X)
+    assert all(np.any(np.all(c == X, axis=1)) for c in centers)
+    assert len(np.unique(centers, axis=0)) == 4
+
+
+def test_k_means_ends_where_lloyds_algorithm_stays(blobs):
+    X, _ = blobs
+    centers = centers_of("k-means", X)
+    labels = np.linalg.norm(X[:, None] - centers, axis=2).argmin(axis=1)
+    means = [X[labels == k].mean(axis=0) for k in range(4)]
+    np.testing.assert_allclose(centers, means, rtol=1e-10)
+
+
+def test_more_runs_of_k_means_do_not_raise_the_inertia(overlapping):
+    X, _ = overlapping
+
+    def inertia(n_init):
+        centers = centers_of("k-means", X, k=8, n_init=n_init)
+        return KMeans(8, init=centers, n_init=1, max_iter=1).fit(X).inertia_
+
+    # The first of ten runs is the one run: the draws of a random state go on.
+    assert inertia(10) <= inertia(1) * (1 + 1e-12)
+
+
+def test_a_callable_is_called_as_scikit_learns(blobs):
+    X, _ = blobs
+    seen = {}
+
+    def first_rows(X, n_clusters, random_state):
+        seen.update(random_state=random_state)
+        return X[:n_clusters]
+
+    np.testing.assert_array_equal(centers_of(first_rows, X), X[:4])
+    assert isinstance(seen["random_state"], np.random.RandomState)
+
+
+@pytest.mark.parametrize(
+    ("centers", "message"),
+    [
+        (np.zeros((3, 3)), r"init has shape \(3, 3\); expected .* = \(4, 3\)"),
+        (np.zeros((4, 2)), r"init has shape \(4, 2\); expected .* = \(4, 3\)"),
+        (np.zeros(3), "Expected 2D array"),
+        (np.full((4, 3), np.nan), "init contains NaN"),
+    ],
+)
+def test_centres_that_cannot_be_are_refused(centers, message):
+    with pytest.raises(ValueError, match=message):
+        check_centers(centers, 4, 3)
+
+
+def test_the_canonical_order_is_by_value_and_drops_weight_zero():
+    X = np.array([[2.0, 0.0], [1.0, 5.0], [1.0, -5.0], [9.0, 9.0]])
+    ordered, weight = canonical_order(X, np.array([1.0, 2.0, 3.0, 0.0]))
+    np.testing.assert_array_equal(sorted(map(tuple, ordered)), sorted(map(tuple, X[:3])))
+    np.testing.assert_array_equal(sorted(weight), [1.0, 2.0, 3.0])
+    again, _ = canonical_order(X[[1, 0, 2]], None)
+    np.testing.assert_array_equal(again, ordered)
+
+
+# --- Samples of rows ---
+
+
+def test_all_rows_are_taken_where_they_are_few(blobs):
+    X, _ = blobs
+    weight = np.arange(len(X)) % 3.0
+    rows = Rows(X, torch.device("cpu"), torch.float64, weight)
+    got, got_weight = sample_rows(rows, lambda x: 2 * x, 4, check_random_state(0))
+    np.testing.assert_array_equal(got, 2 * X[weight > 0])
+    np.testing.assert_array_equal(got_weight, weight[weight > 0])
+
+
+def test_a_sample_is_drawn_where_rows_are_many():
+    X = np.arange(1000.0)[:, None]
+    rows = Rows(X, torch.device("cpu"), torch.float64)
+    got, weight = sample_rows(rows, lambda x: x, 4, check_random_state(0), budget=10)
+    assert weight is None
+    assert len(np.unique(got)) == len(got) == 400
+    again, _ = sample_rows(rows, lambda x: x, 4, check_random_state(0), budget=10)
+    np.testing.assert_array_equal(got, again)
+
+
+# --- Mixtures ---
+
+
+def test_the_best_mixture_of_blobs_has_their_means_and_mean_covariance(blobs):
+    X, y = blobs
+    means, within = best_mixture(X, 4, check_random_state(0))
+    expected = np.array([X[y == k].mean(axis=0) for k in range(4)])
+    nearest = np.linalg.norm(means.numpy()[:, None] - expected, axis=2)
+    assert sorted(nearest.argmin(axis=1)) == [0, 1, 2, 3]
+    assert nearest.min(axis=1).max() < 0.01
+    pooled = sum(np.mean(y == k) * np.cov(X[y == k].T, ddof=0) for k in range(4))
+    reg_covar = 1e-3 * X.var(axis=0).mean()
+    np.testing.assert_allclose(within, pooled + reg_covar * np.eye(3), atol=0.01)
+
+
+def test_the_best_mixture_takes_weights_and_repeats(overlapping):
+    X, _ = overlapping
+    weight = (np.arange(len(X)) % 3).astype(float)
+    weighted = best_mixture(X, 4, check_random_state(0), weight)
+    repeated = best_mixture(np.repeat(X, weight.astype(int), axis=0), 4, check_random_state(0))
+    for a, b in zip(weighted, repeated):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_the_best_mixture_outlives_dead_dimensions_and_equal_rows():
+    X = np.c_[np.random.default_rng(0).normal(size=(50, 2)), np.zeros(50)].astype(np.float32)
+    for data in (X, np.ones((50, 3), np.float32)):
+        means, within = best_mixture(data, 3, check_random_state(0))
+        assert torch.isfinite(means).all()
+        assert torch.linalg.eigvalsh(within).min() > 0
+
+
+# --- Autoencoders ---
+
+
+def pretrain(X, **options):
+    options = {"hidden_layer_sizes": (8,), "latent_dim": 2, "max_iter": 20, **options}
+    return pretrain_autoencoder(X, random_state=0, learning_rate_init=1e-2, **options)
+
+
+def error(autoencoder, X):
+    x = torch.tensor(X, dtype=torch.float32)
+    with torch.inference_mode():
+        return float((autoencoder(x) - x).square().mean())
+
+
+def test_pretraining_lowers_the_reconstruction_error(blobs):
+    X = blobs[0] / 10
+    assert error(pretrain(X), X) < 0.5 * error(pretrain(X, max_iter=0), X)
+
+
+def test_a_pretrained_autoencoder_is_on_the_cpu_in_float32_in_eval_mode(blobs):
+    autoencoder = pretrain(blobs[0], max_iter=1)
+    assert not autoencoder.training
+    assert {p.dtype for p in autoencoder.parameters()} == {torch.float32}
+    assert {p.device.type for p in autoencoder.parameters()} == {"cpu"}
+
+
+def test_pretraining_repeats_and_touches_no_global_state(blobs, global_random_states):
+    before = global_random_states()
+    first, second = pretrain(blobs[0], max_iter=2), pretrain(blobs[0], max_iter=2)
+    assert global_random_states() == before
+    for a, b in zip(first.parameters(), second.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_sparse_rows_pretrain_as_dense_ones(blobs):
+    dense, sparse = (pretrain(X, max_iter=2) for X in (blobs[0], sp.csr_array(blobs[0])))
+    for a, b in zip(dense.parameters(), sparse.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_weights_of_rows_count_in_pretraining(blobs):
+    X = blobs[0]
+    weight = np.r_[np.ones(120), np.zeros(120)]
+    options = {"max_iter": 3, "batch_size": 1000}
+    weighted = pretrain(X, sample_weight=weight, **options)
+    half = pretrain(X[:120], **options)
+    for a, b in zip(weighted.parameters(), half.parameters()):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [([1.0, 2.0], "inconsistent numbers"), (np.full(240, -1.0), "Negative values")],
+)
+def test_weights_that_cannot_be_are_refused_before_pretraining(weight, message, blobs):
+    with pytest.raises(ValueError, match=message):
+        pretrain(blobs[0], sample_weight=weight)
+
+
+def test_parts_that_a_user_gives_are_copied():
+    encoder = nn.Linear(4, 2)
+    autoencoder = build_autoencoder(4, (3,), 2, torch.Generator(), encoder=encoder)
+    assert torch.equal(autoencoder.encoder.weight, encoder.weight)
+    assert autoencoder.encoder is not encoder
+    assert autoencoder.decoder(torch.rand(5, 2)).shape == (5, 4)
+
+
+def test_parts_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="decoder must map a batch"):
+        build_autoencoder(4, (3,), 2, torch.Generator(), decoder=nn.Linear(2, 3))
