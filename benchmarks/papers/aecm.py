@@ -1,0 +1,216 @@
+"""Tables 5, 7 and 9 of Boubekki et al. (2021): the clustering module in an autoencoder.
+
+Rows AE-CM^r and AE-CM^p have the paper's settings (Table 13), AE-CM is `AECM` with its own
+defaults, AE+KM is k-means on the codes of an autoencoder. KM is the best of ten runs of k-means,
+KM^p and the mixtures are single runs; GMM has full covariances, iGMM spherical ones, and the number
+after GMM is its ``reg_covar``, to which it is sensitive. The paper trains for 150 epochs (or 1000:
+it says both) after 100 of pretraining; ``--budget`` says how much of that is done here, and the
+column ``epochs`` what was done.
+
+    python benchmarks/papers/aecm.py --quick --check
+"""
+
+import sys
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from common import (
+    LARGE,
+    N_CLUSTERS,
+    SETTINGS_OF,
+    UCI,
+    Run,
+    complete,
+    full_mixture,
+    k_means,
+    parse_options,
+    selected,
+    spherical_mixture,
+)
+from sklearn.base import BaseEstimator
+from sklearn.cluster import KMeans
+from tables import Claim, report
+
+from deepmix import AECM, pretrain_autoencoder
+from deepmix._torch import Rows, apply_batchwise, resolve_device
+from deepmix.mixture.aecm import PAPER_SETTINGS
+
+N_SEEDS = 5
+N_SEEDS_UCI = 10
+QUICK = ("digits", "pendigits", "iris", "wine")
+REG_COVAR = (1e-6, 1e-3, 1e-1)
+
+MIXTURES = tuple(f"GMM {reg:g}" for reg in REG_COVAR)
+CLAIMS = (
+    Claim("5", "pendigits", "AE-CM", low=66.0),
+    Claim("5", "digits", "AE-CM", above=("KM", *MIXTURES)),
+)
+
+
+class Budget(NamedTuple):
+    """Most epochs of each stage; None leaves the estimator's own.
+
+    Attributes
+    ----------
+    large : int or None
+        On the sets of `common.LARGE`, for every row.
+    paper : int or None
+        On the others, for rows with the paper's settings.
+    defaults : int or None
+        On the others, for AE-CM with its defaults.
+    """
+
+    large: int | None
+    paper: int | None
+    defaults: int | None
+
+    def cap(self, estimator, dataset, with_defaults):
+        small = self.defaults if with_defaults else self.paper
+        most = self.large if dataset in LARGE else small
+        stages = ("pretrain_max_iter", "clustering_max_iter", "max_iter")
+        asked = {s: v for s, v in estimator.get_params().items() if s in stages}
+        return estimator.set_params(
+            **{s: v if most is None else min(v, most) for s, v in asked.items()}
+        )
+
+
+BUDGETS = {
+    "quick": Budget(2, 8, 15),
+    "cpu": Budget(10, 50, None),
+    "paper": Budget(None, None, None),
+}
+
+# --- Table 5 ---------------------------------------------------------------------------
+
+
+# Table 13 has batches of 7 for 10x73k; the authors' program has 40.
+OVERRIDES = {"pbmc4k_10x": {"batch_size": 40}}
+
+
+class AutoencoderKMeans(BaseEstimator):
+    """AE+KM: k-means, the best of 20 runs, on the codes of an autoencoder."""
+
+    def __init__(
+        self,
+        n_clusters=10,
+        latent_dim=10,
+        pretrain_max_iter=100,
+        batch_size=256,
+        device="auto",
+        random_state=None,
+    ):
+        self.n_clusters = n_clusters
+        self.latent_dim = latent_dim
+        self.pretrain_max_iter = pretrain_max_iter
+        self.batch_size = batch_size
+        self.device = device
+        self.random_state = random_state
+
+    def fit(self, X, y=None):
+        autoencoder = pretrain_autoencoder(
+            X,
+            latent_dim=self.latent_dim,
+            max_iter=self.pretrain_max_iter,
+            batch_size=self.batch_size,
+            device=self.device,
+            random_state=self.random_state,
+        )
+        device = resolve_device(self.device)
+        codes = apply_batchwise(autoencoder.encoder.to(device), Rows(X, device, torch.float32))
+        chosen = KMeans(self.n_clusters, n_init=20, random_state=self.random_state).fit(codes)
+        self.labels_, self.device_ = chosen.labels_, str(device)
+        self.n_iter_, self.converged_ = self.pretrain_max_iter, False
+        return self
+
+
+def table_5(dataset):
+    """Methods of a column of Tables 5 and 15: dict of name to estimator."""
+    n_clusters = N_CLUSTERS[dataset]
+    mixtures = {f"GMM {reg:g}": full_mixture(dataset, reg) for reg in REG_COVAR}
+    methods = {
+        "KM": k_means(n_clusters, n_init=10),
+        "KM^p": k_means(n_clusters),
+        "iGMM^p": spherical_mixture(n_clusters),
+        **mixtures,
+        "AE+KM": AutoencoderKMeans(n_clusters),
+    }
+    if dataset in SETTINGS_OF:
+        settings = SETTINGS_OF[dataset]
+        methods["AE+KM"].set_params(latent_dim=PAPER_SETTINGS[settings][3])
+        paper = partial(AECM.from_paper, settings, n_clusters, **OVERRIDES.get(dataset, {}))
+        methods["AE-CM^r"] = paper()
+        methods["AE-CM^p"] = paper(init="pretrain-pinv")
+    return {**methods, "AE-CM": AECM(n_clusters)}
+
+
+# --- Table 9 ---------------------------------------------------------------------------
+
+
+def table_9(dataset):
+    """Sec. 6.1: d-2K-d, a linear autoencoder; the paper's learnt weights are not given."""
+    n_clusters = N_CLUSTERS[dataset]
+    linear = {"hidden_layer_sizes": (), "latent_dim": 2 * n_clusters}
+    return {
+        "KM": k_means(n_clusters, n_init=10),
+        "iGMM^r": spherical_mixture(n_clusters, "random_from_data"),
+        "GMM 0.001": full_mixture(dataset),
+        "AE-CM^r": AECM(n_clusters, init="random", **linear),
+        "AE-CM orthonormal": AECM(n_clusters, init="orthonormal", **linear),
+        "AE-CM": AECM(n_clusters, **linear),
+    }
+
+
+# --- The benchmark ---------------------------------------------------------------------
+
+
+def plan(options):
+    """All runs, those of the small sets first."""
+    tables = [("9", dataset, table_9(dataset)) for dataset in UCI]
+    datasets = sorted(("digits", *SETTINGS_OF), key=lambda name: name in LARGE)
+    tables += [("5", dataset, table_5(dataset)) for dataset in datasets]
+    if options.quick:
+        tables = [entry for entry in tables if entry[1] in QUICK]
+    runs = [
+        Run(table, dataset, method, seed, prepared(estimator, dataset, method, options))
+        for table, dataset, methods in tables
+        for method, estimator in methods.items()
+        for seed in range(n_seeds(dataset, estimator, options))
+    ]
+    return selected(runs, options)
+
+
+def prepared(estimator, dataset, method, options):
+    """The estimator under the budget of epochs and the precision asked for."""
+    if not hasattr(estimator, "pretrain_max_iter"):
+        return estimator
+    if hasattr(estimator, "precision"):
+        estimator.set_params(precision=options.precision)
+    if dataset in UCI:  # seconds, whatever the budget
+        return estimator
+    return BUDGETS[options.budget].cap(estimator, dataset, with_defaults=method == "AE-CM")
+
+
+def n_seeds(dataset, estimator, options):
+    if isinstance(estimator, str):
+        return 1
+    if options.quick:
+        return options.seeds or 1
+    return options.seeds or (N_SEEDS_UCI if dataset in UCI else N_SEEDS)
+
+
+def add_options(add):
+    add("--budget", choices=BUDGETS, help="epochs of the deep rows (default: cpu, or quick)")
+    add("--precision", choices=("float32", "bfloat16"), default="float32", help="of AE-CM")
+
+
+def main(arguments=None):
+    options = parse_options(__doc__, "results", arguments, add_options)
+    options.budget = options.budget or ("quick" if options.quick else "cpu")
+    if not options.no_runs:
+        complete(plan(options), options.out / "aecm_runs.csv", options)
+    return report("aecm", options, CLAIMS, source="5", table="7")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

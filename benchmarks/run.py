@@ -1,0 +1,49 @@
+"""Run the benchmarks of the papers: every file of benchmarks/papers with a table to reproduce.
+
+Options are those of the benchmarks; options of one of them go to it alone.
+
+    python benchmarks/run.py --quick --check
+    python benchmarks/run.py --jobs 2 --data FOLDER
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+PAPERS = Path(__file__).parent / "papers"
+NAMES = ("clustering_module", "aecm")
+# Options that not every benchmark has.
+OWN = {
+    "--epochs": "clustering_module",
+    "--timed-epochs": "clustering_module",
+    "--budget": "aecm",
+    "--precision": "aecm",
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="benchmarks")
+    for option in OWN:
+        parser.add_argument(option)
+    options, shared = parser.parse_known_args()
+    codes = {}
+    for name in options.only:
+        print(f"\n=== {name}", flush=True)
+        own = [
+            text
+            for option, owner in OWN.items()
+            if owner == name and (value := getattr(options, option[2:].replace("-", "_")))
+            for text in (option, value)
+        ]
+        command = [sys.executable, PAPERS / f"{name}.py", *shared, *own]
+        codes[name] = subprocess.run(command, check=False).returncode
+    failed = [name for name, code in codes.items() if code]
+    if failed:
+        print(f"\nfailed: {', '.join(failed)}")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

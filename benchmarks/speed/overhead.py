@@ -1,0 +1,418 @@
+"""What the package costs beside a loop written by hand, and how much memory it takes.
+
+Contestants take turns, an epoch each, in one process: what else the machine does meets all of them,
+and the figure is the median of the ratios. Exit code 1 if a limit is broken.
+
+    OMP_NUM_THREADS=1 python benchmarks/speed/overhead.py --quick
+"""
+
+import argparse
+import copy
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import deepmix
+from deepmix import AECM, ClusteringModule
+from deepmix._torch import Rows, resolve_device
+from deepmix.initialization import ReconstructionObjective, build_autoencoder
+from deepmix.mixture.aecm import AECMNetwork, JointObjective
+from deepmix.mixture.clustering_module import ClusteringObjective, DirichletPrior
+from deepmix.networks import ClusteringNetwork, Standardizer
+from deepmix.training import minimize
+
+PENDIGITS = (10_992, 16)  # rows and features of the data that the figures are about
+MNIST_FEATURES = 784
+N_CLUSTERS = 10
+CM_BATCH_SIZE = 80
+MIB = 2**20
+
+# Limits of the ratios and figures below.
+SMALL_NET, LARGE_NET = 1.2, 1.05
+CM_MILLISECONDS, CM_RESTARTS = 30.0, 4.0
+BFLOAT16_GAIN = 1.8
+FIT_MEMORY = 0.5  # of the data's size, beside data and weights: a copy would be 1
+TRANSFORM_MEMORY = 64.0  # MiB beside input and output: some batches
+
+# --- Measurements ----------------------------------------------------------------------
+
+
+@dataclass
+class Measurement:
+    """A figure, the range it was seen in, and its limit."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    unit: str
+    limit: str = ""
+    verdict: str = ""
+
+    @classmethod
+    def of(cls, name, values, unit, at_most=None, at_least=None):
+        value = statistics.median(values)
+        found = cls(name, value, min(values), max(values), unit)
+        if at_most is not None:
+            found.limit, holds = f"<= {at_most:g}", value <= at_most
+        elif at_least is not None:
+            found.limit, holds = f">= {at_least:g}", value >= at_least
+        else:
+            return found
+        found.verdict = "holds" if holds else "FAILS"
+        return found
+
+    def __str__(self):
+        spread = f"{self.value:9.3f}  ({self.low:.3f} to {self.high:.3f}) {self.unit}"
+        return f"{self.name:<58}{spread:<42}{self.limit:>9}  {self.verdict}"
+
+
+class Turns:
+    """A callback of the engine: after each of its epochs every other contestant has one.
+
+    Parameters
+    ----------
+    others : dict of str to callable
+        Each call is an epoch.
+    device : torch.device
+
+    Attributes
+    ----------
+    times : dict of str to list
+        Seconds of each epoch; those of the engine under the name 'engine'.
+    """
+
+    def __init__(self, others, device):
+        self.others, self.device = others, device
+        self.times = {"engine": [], **{name: [] for name in others}}
+        # On one thread of a CPU its own seconds count: a busy neighbour takes none of them.
+        one_thread = device.type == "cpu" and torch.get_num_threads() == 1
+        self.clock = time.process_time if one_thread else time.perf_counter
+        self.mark = self.now()
+
+    def now(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return self.clock()
+
+    def __call__(self, state):
+        self._lap("engine")
+        for name, run_epoch in self.others.items():
+            run_epoch()
+            self._lap(name)
+        return False
+
+    def _lap(self, name):
+        now = self.now()
+        self.times[name].append(now - self.mark)
+        self.mark = self.now()
+
+
+def take_turns(objective, rows, others, n_rounds, **options):
+    """Train by the engine, the others in turns with it: dict of name to list of seconds.
+
+    One round more is run first, and not counted.
+    """
+    turns = Turns(others, rows.device)
+    generator = torch.Generator().manual_seed(0)
+    options = {"generator": generator, "callbacks": [turns], **options}
+    minimize(objective, rows, max_iter=n_rounds + 1, **options)
+    return {name: values[1:] for name, values in turns.times.items()}
+
+
+def ratios(times, name, reference):
+    return [a / b for a, b in zip(times[name], times[reference], strict=True)]
+
+
+# --- Contestants -----------------------------------------------------------------------
+
+
+class EngineEpochs:
+    """Epochs of `deepmix.training.minimize`, one a call, the optimiser kept between them."""
+
+    def __init__(self, objective, rows, **options):
+        self.objective, self.rows, self.options = objective, rows, options
+        self.options["generator"] = torch.Generator().manual_seed(0)
+        self.optimizers = None
+
+    def __call__(self):
+        history = minimize(
+            self.objective, self.rows, max_iter=1, optimizers=self.optimizers, **self.options
+        )
+        self.optimizers = history.optimizers
+
+
+class HandEpochs:
+    """The loop that one would write for an autoencoder: resident data, fused Adam."""
+
+    def __init__(self, autoencoder, X, batch_size):
+        self.autoencoder, self.X, self.batch_size = autoencoder, X, batch_size
+        self.optimizer = torch.optim.Adam(autoencoder.parameters(), lr=1e-3, fused=True)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self):
+        order = torch.randperm(len(self.X), generator=self.generator).to(self.X.device)
+        total = torch.zeros((), device=self.X.device)
+        for index in order.split(self.batch_size):
+            x = self.X[index]
+            loss = (x - self.autoencoder(x)).square().sum() / x.shape[1]
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            total += loss.detach()
+        return total.item() / len(self.X)
+
+
+class DataLoaderEpochs:
+    """A clustering module in the usual style: modules, autograd, DataLoader, Adam."""
+
+    def __init__(self, X, batch_size, concentration):
+        n_features, device = X.shape[1], X.device
+        self.encoder = nn.Linear(n_features, N_CLUSTERS, device=device)
+        self.decoder = nn.Linear(N_CLUSTERS, n_features, device=device)
+        parameters = [*self.encoder.parameters(), *self.decoder.parameters()]
+        self.optimizer = torch.optim.Adam(parameters, lr=1e-3)
+        self.batches = DataLoader(TensorDataset(X), batch_size, shuffle=True)
+        self.concentration = concentration
+
+    def __call__(self):
+        for (x,) in self.batches:
+            resp = self.encoder(x).softmax(dim=1)
+            centers = self.decoder.weight.T + self.decoder.bias
+            products = centers @ centers.T
+            pairs = resp.T @ resp
+            energy = (x - self.decoder(resp)).square().sum()
+            energy = energy + (resp * (1 - resp)).sum(dim=0) @ products.diagonal()
+            energy = energy - (pairs * products).sum() + (pairs * products).diagonal().sum()
+            balance = (1 - self.concentration) * (resp.mean(dim=0) + 1e-10).log().sum()
+            self.optimizer.zero_grad()
+            (energy + balance).backward()
+            self.optimizer.step()
+
+
+# --- What is measured ------------------------------------------------------------------
+
+
+def random_rows(n_rows, n_features, device):
+    """Uniform random rows, as `Rows` and as the tensor on the device."""
+    X = np.random.default_rng(0).random((n_rows, n_features), dtype=np.float32)
+    rows = Rows(X, device, torch.float32)
+    return rows, torch.from_numpy(X).to(device)
+
+
+def engine_against_hand(name, sizes, n_rows, limit, n_rounds, device):
+    """The engine's time as a ratio to that of the loop by hand, on the same autoencoder."""
+    rows, X = random_rows(n_rows, sizes[0], device)
+    generator = torch.Generator().manual_seed(0)
+    autoencoder = build_autoencoder(sizes[0], sizes[1:-1], sizes[-1], generator).to(device)
+    objective = ReconstructionObjective(copy.deepcopy(autoencoder), nn.Identity())
+    others = {"hand": HandEpochs(autoencoder, X, 256)}
+    times = take_turns(objective, rows, others, n_rounds, batch_size=256)
+    shape = "-".join(map(str, sizes))
+    label = f"engine / loop by hand, {name} net ({shape})"
+    yield Measurement.of(label, ratios(times, "engine", "hand"), "", at_most=limit)
+
+
+def clustering_module(n_rounds, device):
+    """Epochs of the clustering module on data of the shape of Pendigits."""
+    rows, X = random_rows(*PENDIGITS, device)
+
+    def objective(n_restarts):
+        generator = torch.Generator().manual_seed(0)
+        network = ClusteringNetwork(PENDIGITS[1], N_CLUSTERS, n_restarts).init_random(generator)
+        prior = DirichletPrior(13.0, None, X)
+        scaler = Standardizer(PENDIGITS[1]).to(device)
+        return ClusteringObjective(scaler, network.to(device), prior)
+
+    options = {"batch_size": CM_BATCH_SIZE}
+    others = {
+        "ten": EngineEpochs(objective(10), rows, **options),
+        "autograd": DataLoaderEpochs(X, CM_BATCH_SIZE, 13.0),
+    }
+    times = take_turns(objective(1), rows, others, n_rounds, **options)
+    limit = CM_MILLISECONDS if device.type == "cpu" else None
+    label = f"ClusteringModule, batch {CM_BATCH_SIZE}: "
+    yield Measurement.of(label + "epoch", [1e3 * t for t in times["engine"]], "ms", at_most=limit)
+    against_one = ratios(times, "ten", "engine")
+    yield Measurement.of(label + "ten restarts / one", against_one, "", at_most=CM_RESTARTS)
+    yield Measurement.of(
+        label + "autograd and DataLoader / engine", ratios(times, "autograd", "engine"), ""
+    )
+
+
+def bfloat16(n_rows, n_rounds, device):
+    """How much faster AECM trains with ``precision='bfloat16'``."""
+    rows, _ = random_rows(n_rows, MNIST_FEATURES, device)
+
+    def objective():
+        generator = torch.Generator().manual_seed(0)
+        arguments = {"n_features": MNIST_FEATURES, "latent_dim": 10}
+        arguments["hidden_layer_sizes"] = (500, 500, 2000)
+        network = AECMNetwork(n_clusters=N_CLUSTERS, **arguments)
+        network.autoencoder = build_autoencoder(generator=generator, **arguments)
+        network.clustering.init_random(generator)
+        network.to(device)
+        prior = DirichletPrior("auto", 2.0, network.scaler.scale)
+        return JointObjective(network, prior, 1.0, 1.0)
+
+    others = {"bfloat16": EngineEpochs(objective(), rows, batch_size=500, precision="bfloat16")}
+    times = take_turns(objective(), rows, others, n_rounds, batch_size=500)
+    steps = n_rows / 500
+    per_step = [1e3 * t / steps for t in times["engine"]]
+    yield Measurement.of("AECM, batch 500: step in float32", per_step, "ms")
+    limit = BFLOAT16_GAIN if has_bfloat16(device) else None
+    gain = ratios(times, "engine", "bfloat16")
+    yield Measurement.of("AECM, batch 500: float32 / bfloat16", gain, "", at_least=limit)
+
+
+def has_bfloat16(device):
+    """Whether a CPU multiplies bfloat16 matrices in hardware; no limit for other devices."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return device.type == "cpu" and ("avx512_bf16" in flags or "amx_bf16" in flags)
+
+
+# --- Memory ----------------------------------------------------------------------------
+
+
+def memory(quick, device):
+    """Peaks of memory, each in a process of its own: allocators keep what they once had."""
+    n_fit, n_rows = 400_000, 200_000 if quick else 1_000_000
+    for name in ("ClusteringModule", "AECM"):
+        runs = [in_child("fit", name, n_fit, device) for _ in range(1 if quick else 3)]
+        label = f"{name}.fit: peak beside data and weights / data"
+        shares = [run["excess"] / run["data"] for run in runs]
+        yield Measurement.of(label, shares, "", at_most=FIT_MEMORY)
+        found = in_child("transform", name, n_rows, device)
+        label = f"{name}.transform, {n_rows} rows: peak beside the result"
+        excess = (found["excess"] - found["result"]) / MIB
+        yield Measurement.of(label, [excess], "MiB", at_most=TRANSFORM_MEMORY)
+
+
+def in_child(*task):
+    command = [sys.executable, __file__, "--child", *map(str, task)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def child(task, name, n_rows, device):
+    """Print the peak of one task as JSON."""
+    torch.set_num_threads(1)
+    n_features = 256 if task == "fit" else 16
+    X = np.random.default_rng(0).random((int(n_rows), n_features), dtype=np.float32)
+    few = {"max_iter": 2, "tol": 0, "device": device, "random_state": 0}
+    if name == "AECM":
+        model = AECM(10, hidden_layer_sizes=(64, 32), pretrain_max_iter=2, **few)
+    else:
+        model = ClusteringModule(10, n_init=1, **few)
+    model.fit(X[:4096])  # once before: libraries and pools are loaded
+    with PeakMemory(resolve_device(device)) as peak:
+        result = model.fit(X).labels_ if task == "fit" else model.transform(X)
+    weights = sum(array.nbytes for array in model._state.values())
+    excess = peak.excess - (8 * weights if task == "fit" else 0)
+    print(json.dumps({"data": X.nbytes, "result": result.nbytes, "excess": max(excess, 0)}))
+
+
+class PeakMemory:
+    """Bytes by which the peak of this process (or of its accelerator) exceeds the start."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def __enter__(self):
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.start = torch.cuda.memory_allocated(self.device)
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+            self.start = self._status("VmRSS")
+        return self
+
+    def __exit__(self, *_):
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            peak = self._status("VmHWM")
+        self.excess = peak - self.start
+
+    @staticmethod
+    def _status(name):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+# --- The benchmark ---------------------------------------------------------------------
+
+
+def measurements(options, device):
+    """All measurements, one after another."""
+    n_rounds, n_rows = (7, 5_120) if options.quick else (15, 10_240)
+    few = 3 if options.quick else 7
+    small, large = (16, 64, 32, 10), (784, 500, 500, 2000, 10)
+    yield from engine_against_hand("small", small, PENDIGITS[0], SMALL_NET, n_rounds, device)
+    yield from engine_against_hand("large", large, n_rows, LARGE_NET, n_rounds, device)
+    yield from clustering_module(n_rounds, device)
+    yield from bfloat16(n_rows, few, device)
+    if device.type == "cuda" or Path("/proc/self/clear_refs").exists():
+        yield from memory(options.quick, device)
+
+
+def write(path, found, options, device):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "threads": options.threads,
+        "quick": options.quick,
+        "deepmix": deepmix.__version__,
+        "torch": torch.__version__,
+    }
+    rows = [{**asdict(measurement), **about} for measurement in found]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def cpu_name():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "cpu"
+    return next((s.split(":")[1].strip() for s in lines if s.startswith("model name")), "cpu")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--quick", action="store_true", help="fewer rounds and rows: a minute or two")
+    add("--device", default="cpu")
+    add("--threads", type=int, default=1)
+    add("--out", type=Path, default=Path(__file__).parent / "results", help="folder")
+    add("--child", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        return child(*options.child)
+    torch.set_num_threads(options.threads)
+    device = resolve_device(options.device)
+    found = []
+    for measurement in measurements(options, device):
+        print(measurement, flush=True)
+        found.append(measurement)
+    write(options.out / f"overhead_{device.type}.csv", found, options, device)
+    return int(any(measurement.verdict == "FAILS" for measurement in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
