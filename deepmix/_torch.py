@@ -18,6 +18,9 @@ TORCH_DTYPES = {
 # What torch can gather without a conversion; every other dtype becomes float64 on entry.
 NATIVE_DTYPES = (np.float64, np.float32, np.uint8, np.int8, np.int16, np.int32, np.int64, np.bool_)
 
+# Numbers that a gathering of several batches may hold: 256 KiB in float32, the size of a cache.
+BLOCK = 2**16
+
 # --- Devices, dtypes, generators -------------------------------------------------------
 
 
@@ -157,9 +160,14 @@ class Rows:
             order = order[torch.randperm(len(order), generator=generator)]
         if self._dense is not None:
             order = order.to(self._dense.device)  # once an epoch, not once a batch
-        for index in order.split(batch_size):
-            weight = self.weight[: len(index)] if self.uniform else self.weight[index]
-            yield self.take(index), index, weight
+        for block in order.split(batch_size * self._batches_in_block(batch_size)):
+            gathered = self.take(block)
+            weight = self.weight[: len(block)] if self.uniform else self.weight[block]
+            yield from zip(*(part.split(batch_size) for part in (gathered, block, weight)))
+
+    def _batches_in_block(self, batch_size):
+        """Small batches are cut from one gathering of rows: the call costs more than the copy."""
+        return max(1, BLOCK // (batch_size * self.n_features))
 
     def moments(self):
         """Weighted mean of shape (n_features,) and total variance (its trace), as float64.

@@ -101,9 +101,10 @@ def balance(log_resp, weight, strength):
 
 
 def cluster_shares(log_resp, weight):
-    r"""Size of each cluster in a batch, and each row's share of it.
+    r"""Mean responsibilities of a batch, and each row's share of its cluster.
 
-    .. math:: n_k = \sum_i w_i \gamma_{ik}, \qquad r_{ik} = w_i \gamma_{ik} / n_k
+    .. math:: \tilde\gamma_k = \sum_i w_i \gamma_{ik} \Big/ \sum_i w_i, \qquad
+        r_{ik} = w_i \gamma_{ik} \Big/ \sum_j w_j \gamma_{jk}
 
     Parameters
     ----------
@@ -112,13 +113,13 @@ def cluster_shares(log_resp, weight):
 
     Returns
     -------
-    log_nk : Tensor of shape (R, K)
+    log_mean : Tensor of shape (R, K)
     share : Tensor of shape (B, R, K)
         Finite also for a cluster whose responsibilities underflow.
     """
-    log_weighted = log_resp + weight.log()[:, None, None]
-    log_nk = torch.logsumexp(log_weighted, dim=0)
-    return log_nk, (log_weighted - log_nk).exp_()
+    log_weighted = log_resp + (weight / weight.sum()).log()[:, None, None]
+    log_mean = torch.logsumexp(log_weighted, dim=0)
+    return log_mean, log_weighted.sub_(log_mean).exp_()
 
 
 def inertia(x, resp, centers, weight):
@@ -174,17 +175,19 @@ def inertia_and_gradients(x, log_resp, centers, weight, strength):
     energy = torch.addmm(flat.square().sum(dim=1), x, flat.T, alpha=-2).view_as(resp)
     expected = (resp * energy).sum(dim=2, keepdim=True)
     weighted = resp * weight[:, None, None]
-    log_nk, share = cluster_shares(log_resp, weight)
+    log_mean, share = cluster_shares(log_resp, weight)
     share = share * strength
     logit_gradient = torch.addcmul(-share, weighted, energy - expected)
     logit_gradient.addcmul_(resp, share.sum(dim=2, keepdim=True))
     weighted = weighted.flatten(1)
-    center_gradient = torch.addmm(weighted.sum(dim=0)[:, None] * flat, weighted.T, x, alpha=-1)
+    center_gradient = torch.addmm(
+        weighted.sum(dim=0)[:, None] * flat, weighted.T, x, beta=2, alpha=-2
+    )
     terms = {
         "inertia": weight @ (expected.squeeze(2) + x.square().sum(dim=1, keepdim=True)),
-        "balance": -(strength * (log_nk - weight.sum().log())).sum(dim=1),
+        "balance": -(strength * log_mean).sum(dim=1),
     }
-    return terms, logit_gradient, (2 * center_gradient).view_as(centers)
+    return terms, logit_gradient, center_gradient.view_as(centers)
 
 
 # --- Network ---------------------------------------------------------------------------
