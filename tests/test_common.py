@@ -27,6 +27,8 @@ try:
 except ImportError:
     ProgressBar = ScoringMonitor = None
 
+SKLEARN = tuple(int(part) for part in sklearn.__version__.split(".")[:2])
+
 needs_callbacks = pytest.mark.skipif(
     ProgressBar is None, reason="scikit-learn has callbacks from 1.9 on"
 )
@@ -250,6 +252,7 @@ def test_eight_fits_in_threads_are_one_fit(estimator_class, overlapping, global_
 
 
 @few_rows
+@pytest.mark.skipif(SKLEARN < (1, 8), reason="scikit-learn < 1.8 cannot route to Pipeline.score")
 def test_sample_weight_is_routed_through_a_search(estimator_class, blobs):
     X, _ = blobs
     weight = np.arange(len(X)) % 3.0
@@ -280,7 +283,15 @@ def test_output_in_frames(estimator_class, blobs):
         np.testing.assert_array_equal(out.to_numpy(), plain)
 
 
-@pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame], ids=["pandas", "polars"])
+# A fault of its own: scikit-learn reads the column names of today's polars from 1.9 on.
+polars_frame = pytest.param(
+    pl.DataFrame,
+    id="polars",
+    marks=pytest.mark.skipif(SKLEARN < (1, 9), reason="scikit-learn < 1.9 loses polars' names"),
+)
+
+
+@pytest.mark.parametrize("frame", [pytest.param(pd.DataFrame, id="pandas"), polars_frame])
 def test_data_frames_are_their_values(frame, estimator_class, blobs):
     X, _ = blobs
     named = frame({name: X[:, i] for i, name in enumerate("abc")})
