@@ -3,8 +3,6 @@
 Nothing in this file touches a global state: no global seed, no thread setting.
 """
 
-import math
-
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -30,7 +28,7 @@ def resolve_device(device):
     Parameters
     ----------
     device : str or torch.device
-        ``'auto'`` takes the accelerator where there is one, else the CPU.
+        ``'auto'`` takes a CUDA device where there is one, else the CPU.
 
     Returns
     -------
@@ -42,12 +40,7 @@ def resolve_device(device):
         If torch does not know the device, or if this machine does not have it.
     """
     if isinstance(device, str) and device == "auto":
-        accelerator = getattr(torch, "accelerator", None)  # torch >= 2.6
-        if accelerator is not None and accelerator.is_available():
-            resolved = accelerator.current_accelerator()
-            # Apple's GPU has no float64, in which predictions of float64 data are made.
-            return torch.device("cpu") if resolved.type == "mps" else resolved
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -56,13 +49,16 @@ def resolve_device(device):
             "Use 'auto', 'cpu', 'cuda' or 'cuda:<number>'."
         ) from error
     try:
-        torch.empty(1, device=resolved).add_(1).cpu()  # the meta device has nothing to copy
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        # Predictions of float64 data are made in float64, which not every accelerator has; the
+        # meta device has nothing to copy.
+        trial = torch.ones(1, dtype=torch.float64).to(resolved)
+        trial.add_(1).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise ValueError(
             f"device={device!r} cannot be used on this machine "
             f"({type(error).__name__} from torch). Use device='auto' or device='cpu'."
         ) from error
-    return resolved
+    return trial.device  # with its number, where there are several
 
 
 def make_generator(random_state):
@@ -134,7 +130,8 @@ class Rows:
         self.uniform = weight is None
         weight = np.ones(self.n_samples) if weight is None else weight
         self.weight = torch.tensor(weight, dtype=dtype, device=device)
-        self.visited = torch.from_numpy(np.flatnonzero(weight))
+        # After the conversion: a weight that underflows there counts as zero.
+        self.visited = self.weight.cpu().nonzero().squeeze(1)
         self.total_weight = float(weight.sum())
         self._moments = None
 
@@ -144,30 +141,47 @@ class Rows:
     def take(self, index):
         """Gather rows: ``index`` of shape (B,) -> float batch of shape (B, n_features)."""
         if self._sparse is not None:
-            batch = torch.from_numpy(self._sparse[index.numpy()].toarray())
+            batch = torch.from_numpy(self._sparse[index.cpu().numpy()].toarray())
         else:
             batch = self._dense.index_select(0, index.to(self._dense.device))
-        return batch.to(self.device, self.dtype, non_blocking=True)
+        return batch.to(self.device, self.dtype)
 
     def batches(self, batch_size, generator=None):
-        """Yield ``(batch, index, weight)`` over the rows of positive weight.
+        """Yield ``(batch, index, weight)``, on the device, over the rows of positive weight.
 
         With a generator the rows come in a fresh random order; one batch that holds all rows
         keeps their order, since it would not change any sum.
         """
-        order = self.visited
-        if generator is not None and batch_size < len(order):
+        order, sizes = self.visited, self.batch_sizes(batch_size)
+        if generator is not None and len(sizes) > 1:
             order = order[torch.randperm(len(order), generator=generator)]
-        if self._dense is not None:
-            order = order.to(self._dense.device)  # once an epoch, not once a batch
-        for block in order.split(batch_size * self._batches_in_block(batch_size)):
-            gathered = self.take(block)
+        order = order.to(self.device)  # once an epoch, not once a batch
+        # Small batches are cut from one gathering: the call costs more than the copy.
+        in_block = max(1, BLOCK // (batch_size * self.n_features))
+        start = 0
+        for first in range(0, len(sizes), in_block):
+            parts = sizes[first : first + in_block]
+            block = order[start : start + sum(parts)]
+            start += len(block)
             weight = self.weight[: len(block)] if self.uniform else self.weight[block]
-            yield from zip(*(part.split(batch_size) for part in (gathered, block, weight)))
+            gathered = self.take(block)
+            yield from zip(
+                gathered.split(parts), block.split(parts), weight.split(parts), strict=True
+            )
 
-    def _batches_in_block(self, batch_size):
-        """Small batches are cut from one gathering of rows: the call costs more than the copy."""
-        return max(1, BLOCK // (batch_size * self.n_features))
+    def batch_sizes(self, batch_size):
+        """Rows of each batch of an epoch: the last is short, or one longer.
+
+        A single row left over joins the batch before it: batch normalisation has no variance
+        of one row.
+        """
+        whole, rest = divmod(len(self.visited), batch_size)
+        sizes = [batch_size] * whole
+        if rest == 1 and whole:
+            sizes[-1] += 1
+        elif rest:
+            sizes.append(rest)
+        return sizes
 
     def moments(self):
         """Weighted mean of shape (n_features,) and total variance (its trace), as float64.
@@ -245,16 +259,16 @@ def apply_batchwise(function, rows):
     return out
 
 
+def full_precision(device):
+    """A context in which autocast is off: losses are computed in the dtype of the data."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def sum_batchwise(function, rows):
     """Sum ``function(batch, weight)`` over all rows of positive weight, without gradients."""
     size = inference_batch_size(rows.n_features)
     with torch.inference_mode():
         return sum(function(batch, weight) for batch, _, weight in rows.batches(size))
-
-
-def n_batches(n_samples, batch_size):
-    """Steps in one epoch."""
-    return math.ceil(n_samples / batch_size)
 
 
 # --- Module state ----------------------------------------------------------------------

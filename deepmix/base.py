@@ -1,8 +1,8 @@
 """What every estimator of the package is: parameters, the template of ``fit``, predictions.
 
-A method supplies its network (`_build_network`), its stages (`_train`) and a label-free
-criterion (`_criterion`); the rest is here. This is the only file that uses private names of
-scikit-learn.
+A method supplies its network (`_init_network`), its stages (`_train`) and a label-free criterion
+(`_criterion`); the rest is here. This is the only file that uses private names of scikit-learn,
+but for the entry to `sklearn.callback` that scikit-learn documents for others (callbacks.py).
 """
 
 import math
@@ -38,7 +38,7 @@ from deepmix._torch import (
 )
 from deepmix.callbacks import CallbackSupportMixin, EarlyStopping, Progress, Reports
 from deepmix.networks import build_on_meta
-from deepmix.training import Averaged, minimize, optimizer_to_numpy
+from deepmix.training import minimize, optimizer_to_numpy
 
 
 class BaseDeepMixture(
@@ -50,9 +50,10 @@ class BaseDeepMixture(
 ):
     """Base class of deep mixture models.
 
-    Subclasses set ``_network_class`` and write ``_network_arguments``, ``_init_network``,
-    ``_train`` and ``_criterion``; ``_batched_restarts`` says that one network holds all
-    restarts side by side.
+    Subclasses set ``_network_class`` and ``_transform_output`` (the network's method behind
+    `transform`) and write ``_network_arguments``, ``_init_network``, ``_train``, ``_criterion``,
+    ``_n_features_out`` and, for `score`, ``score_samples``. ``_batched_restarts`` says that one
+    network holds all restarts side by side.
     """
 
     _parameter_constraints: dict = {
@@ -101,11 +102,12 @@ class BaseDeepMixture(
         FloatingPointError
             If a term of the loss is no longer finite.
         """
+        given = X
         X, weight = self._check_training_data(X, sample_weight)
         random_state = check_random_state(self.random_state)
         rows = Rows(X, resolve_device(self.device), self._training_dtype(X), weight)
         self._check_scale(rows)
-        with Reports(self, X, y) as reports:
+        with Reports(self, given, _some_y(y, X)) as reports:
             network, history, restart = self._fit_restarts(rows, random_state, reports)
         self._set_fitted(network, history, restart, rows, X)
         for message in self._concerns(history):
@@ -119,16 +121,21 @@ class BaseDeepMixture(
         best = None
         for _ in range(n_restarts // together):
             generator = make_generator(random_state)
-            network = self._new_network(rows, together, random_state, generator)
+            network = self._new_network(rows, together, random_state, generator, self._continues())
             history = self._train(network, rows, generator, random_state, reports)
             network.eval()
-            criteria = np.atleast_1d(self._criterion(network, rows))
+            criteria = np.nan_to_num(np.atleast_1d(self._criterion(network, rows)), nan=np.inf)
             restart = int(np.argmin(criteria))
             if best is None or criteria[restart] < best[0]:
                 best = criteria[restart], network, history, restart
             if history.interrupted:
                 break
-        _, network, history, restart = best
+        criterion, network, history, restart = best
+        if not np.isfinite(criterion):
+            raise FloatingPointError(
+                "The trained model is not finite: training has diverged in its last steps. Lower "
+                "learning_rate_init, set max_grad_norm, or standardise the data."
+            )
         return network, history, restart
 
     def _n_restarts(self):
@@ -138,14 +145,13 @@ class BaseDeepMixture(
         """Whether this fit starts from the state of the last one."""
         return self.warm_start and hasattr(self, "_state")
 
-    def _new_network(self, rows, n_restarts, random_state, generator):
-        if self._continues():
+    def _new_network(self, rows, n_restarts, random_state, generator, continues):
+        if continues:
             self._check_continuation(rows)
             network = self._rebuild(rows.dtype, rows.device)
         else:
             network = self._init_network(rows, n_restarts, random_state, generator)
-            network.to(rows.device, rows.dtype)
-        return network.train()
+        return network.to(rows.device, rows.dtype).train()
 
     def _check_continuation(self, rows):
         """Refuse to go on with data or parameters that need another network."""
@@ -161,10 +167,12 @@ class BaseDeepMixture(
                 "Call fit with warm_start=False to start anew."
             )
 
-    def _minimize(self, objective, network, rows, reports, *, max_iter, task="fit", **options):
+    def _minimize(
+        self, objective, network, rows, reports, *, max_iter, task="fit", may_stop=True, **options
+    ):
         """One stage: `minimize` with this estimator's parameters and its watchers."""
         callbacks = []
-        if task not in ("average", "partial_fit") and self.tol > 0:
+        if may_stop and self.tol > 0:
             callbacks.append(EarlyStopping(self.tol, self.n_iter_no_change))
         if self.verbose:
             callbacks.append(Progress(type(self).__name__, max(1, 10 // int(self.verbose))))
@@ -176,17 +184,6 @@ class BaseDeepMixture(
             return minimize(
                 objective, rows, max_iter=max_iter, callbacks=callbacks, task=task, **options
             )
-
-    def _minimize_and_average(self, objective, network, rows, reports, **options):
-        """The main stage, and the averaging epoch after it if ``averaging`` asks for one."""
-        history = self._minimize(
-            objective, network, rows, reports, max_iter=self.max_iter, **options
-        )
-        if self.averaging and history.n_iter and not history.interrupted:
-            averaged = Averaged(objective)
-            options["optimizers"] = history.optimizers
-            self._minimize(averaged, network, rows, reports, max_iter=1, task="average", **options)
-        return history
 
     def _batch_size(self, rows):
         """Rows in a step: as asked, or 40 steps an epoch within ``_auto_batch_size``."""
@@ -207,11 +204,16 @@ class BaseDeepMixture(
 
     def _fitted_attributes(self, network, rows, restart=0):
         """What a fitted estimator needs to predict, as arrays: dict of name to value."""
+        arguments = self._fitted_arguments(network, rows)
         return {
             "_state": state_to_numpy(network.select(restart)),
-            "_arguments": self._network_arguments(rows.n_features),
-            "n_clusters_": self.n_clusters,
+            "_arguments": arguments,
+            "n_clusters_": arguments["n_clusters"],
         }
+
+    def _fitted_arguments(self, network, rows):
+        """Arguments that rebuild a trained network; other than asked for if its K has changed."""
+        return self._network_arguments(rows.n_features)
 
     def _attributes_midway(self, network, rows):
         """Fitted attributes of a network that goes on training: its mode comes back."""
@@ -303,7 +305,7 @@ class BaseDeepMixture(
         score : float
         """
         values = self.score_samples(X)
-        weight = _check_sample_weight(sample_weight, values, dtype=np.float64)
+        weight = _check_sample_weight(to_host(sample_weight), values, dtype=np.float64)
         return float(np.average(values.astype(np.float64), weights=weight))
 
     def _predict(self, X):
@@ -385,7 +387,8 @@ class BaseDeepMixture(
     def _concerns(self, history):
         """What a user should know about this fit: an iterator of messages."""
         name = type(self).__name__
-        if not (self.converged_ or history.interrupted) and self.tol > 0:
+        ended = self.converged_ or history.interrupted or history.stopped
+        if not ended and self.tol > 0:
             yield (
                 f"{name} did not converge in max_iter={self.max_iter} epochs (tol={self.tol}, "
                 f"n_iter_no_change={self.n_iter_no_change}). Increase max_iter, raise tol, or "
@@ -408,6 +411,11 @@ class BaseDeepMixture(
         # scikit-learn's check of sparse input reads these of everything with predict_proba.
         tags.classifier_tags = ClassifierTags()
         return tags
+
+
+def _some_y(y, X):
+    """A callback of scikit-learn that scores does so only if y is not None."""
+    return np.zeros(X.shape[0]) if y is None else y
 
 
 def _refuse_what_is_no_table(X):
@@ -444,23 +452,18 @@ class OnlineMixin:
         -------
         self : object
         """
-        first = not hasattr(self, "_state")
+        given, first = X, not hasattr(self, "_state")
         X, weight = self._check_training_data(X, sample_weight, reset=first)
         rows = Rows(X, resolve_device(self.device), self._training_dtype(X), weight)
         self._check_scale(rows)
         random_state = check_random_state(self.random_state)
         generator = make_generator(random_state)
-        if first:
-            network = self._init_network(rows, 1, random_state, generator)
-            network = network.to(rows.device, rows.dtype)
-        else:
-            self._check_continuation(rows)
-            network = self._rebuild(rows.dtype, rows.device)
+        network = self._new_network(rows, 1, random_state, generator, not first)
         objective = self._objective(network, rows)
         # The moments of Adam are part of the state: without them each call would begin with
         # steps of full length.
         resumed = None if first else self._optimizer_state
-        with Reports(self, X, y) as reports:
+        with Reports(self, given, _some_y(y, X)) as reports:
             history = self._minimize(
                 objective,
                 network,
@@ -469,6 +472,7 @@ class OnlineMixin:
                 max_iter=1,
                 generator=generator,
                 task="partial_fit",
+                may_stop=False,
                 optimizers=resumed,
             )
         self._set_fitted(network, history, 0, rows, X)

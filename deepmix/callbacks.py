@@ -29,17 +29,21 @@ class EpochState:
         Number of the epoch, from 0, and how many there are at most.
     terms : dict of str to ndarray
         Mean of each loss term over the epoch; one value for each restart trained together.
+    watch : tuple of str or None
+        Terms that `loss` sums; None means all.
     """
 
     task: str
     epoch: int
     max_iter: int
     terms: dict = field(default_factory=dict)
+    watch: tuple | None = None
 
     @property
     def loss(self):
-        """Sum of the terms: ndarray of shape () or (n_restarts,)."""
-        return sum(self.terms.values())
+        """Sum of the terms to watch: ndarray of shape () or (n_restarts,)."""
+        names = self.terms if self.watch is None else self.watch
+        return sum(self.terms[name] for name in names)
 
 
 class EarlyStopping:
@@ -101,9 +105,9 @@ class Checkpoint:
         self.parameters = list(parameters)
         self.saved = [p.detach().clone() for p in self.parameters]
 
-    def __call__(self, state):
+    def save(self):
+        """Take the values as they are now."""
         torch._foreach_copy_(self.saved, [p.detach() for p in self.parameters])
-        return False
 
     def restore(self):
         """Put the saved values back."""
@@ -122,14 +126,14 @@ class Reports:
     Parameters
     ----------
     estimator : CallbackSupportMixin
-    X, y
-        What scikit-learn's callbacks are given.
+    X : array-like or DataFrame
+        As the user gave it: callbacks may predict on it.
+    y : array-like
     """
 
     def __init__(self, estimator, X, y):
         self.estimator, self.root = estimator, None
-        # A callback that scores does so only if y is not None.
-        self.told = {"estimator": estimator, "X": X, "y": np.zeros(X.shape[0]) if y is None else y}
+        self.told = {"estimator": estimator, "X": X, "y": y}
 
     def __enter__(self):
         if hasattr(self.estimator, "_init_callback_context"):

@@ -14,6 +14,7 @@ from deepmix.distributions import (
     spherical_log_density,
     squared_distances,
 )
+from deepmix.training import Averaged
 
 
 class CenterMixture(BaseDeepMixture):
@@ -72,7 +73,8 @@ class CenterMixture(BaseDeepMixture):
             if value.shape != (self.n_clusters,) or not np.all((value > 0) & np.isfinite(value)):
                 raise ValueError(
                     f"concentration must hold n_clusters={self.n_clusters} positive numbers, "
-                    f"one for each cluster; got {self.concentration!r}."
+                    f"one for each cluster; got {self.concentration!r}. Give one number to treat "
+                    "all clusters alike, or 'auto'."
                 )
 
     def _draw(self, n_samples, n_dimensions):
@@ -82,6 +84,17 @@ class CenterMixture(BaseDeepMixture):
         random_state = check_random_state(self.random_state)
         labels = random_state.choice(self.n_clusters_, size=n_samples, p=self.weights_)
         return labels, random_state.standard_normal((n_samples, n_dimensions))
+
+    def _minimize_and_average(self, objective, network, rows, reports, **options):
+        """The main stage, and the averaging epoch after it if ``averaging`` asks for one."""
+        history = self._minimize(
+            objective, network, rows, reports, max_iter=self.max_iter, **options
+        )
+        if self.averaging and history.n_iter and not history.interrupted:
+            once = {"max_iter": 1, "task": "average", "may_stop": False}
+            options["optimizers"] = history.optimizers
+            self._minimize(Averaged(objective), network, rows, reports, **once, **options)
+        return history
 
     def _minimize(self, objective, network, rows, reports, **options):
         optimizer = {

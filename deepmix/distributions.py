@@ -88,7 +88,10 @@ def gaussian_log_density(x, means, covariances):
 
 
 def estimate_gaussians(x, resp, reg_covar):
-    """M-step: weights, means and full covariances from responsibilities.
+    r"""M-step: weights, means and full covariances from responsibilities.
+
+    .. math:: n_k = \sum_i \gamma_{ik}, \quad \mu_k = \tfrac{1}{n_k} \sum_i \gamma_{ik} x_i,
+        \quad \Sigma_k = \tfrac{1}{n_k} \sum_i \gamma_{ik} x_i x_i^\top - \mu_k \mu_k^\top
 
     Parameters
     ----------
@@ -156,7 +159,19 @@ def fit_gaussian_mixture(x, resp, weight=None, reg_covar=1e-6, max_iter=100, tol
 
 
 def log_mean_resp(log_resp, weight):
-    r"""Log of the mean responsibilities of a batch: (B, ..., K) -> (..., K)."""
+    r"""Log of the mean responsibilities of a batch.
+
+    .. math:: \log \tilde\gamma_k = \log \sum_i w_i \gamma_{ik} - \log \sum_i w_i
+
+    Parameters
+    ----------
+    log_resp : Tensor of shape (B, ..., K)
+    weight : Tensor of shape (B,)
+
+    Returns
+    -------
+    Tensor of shape (..., K)
+    """
     log_weight = (weight / weight.sum()).log()
     return torch.logsumexp(log_resp + log_weight.view(-1, *[1] * (log_resp.dim() - 1)), dim=0)
 
@@ -183,11 +198,27 @@ class DirichletPrior:
             self.strength = self.strength.sort().values
 
     def __call__(self, log_resp, weight):
-        """Strength alpha - 1 of each cluster in a batch: Tensor that broadcasts to (..., K)."""
+        """Strength in a batch: (B, ..., K) and (B,) -> (..., K)."""
+        # Only ranks need the mean; otherwise any row has its shape.
+        log_mean = log_mean_resp(log_resp, weight) if self.asymmetric else log_resp[0]
+        return self.strength_of(log_mean, weight.sum()).expand(log_mean.shape)
+
+    def strength_of(self, log_mean, total_weight):
+        """Strength alpha - 1 of each cluster in a batch.
+
+        Parameters
+        ----------
+        log_mean : Tensor of shape (..., K)
+            Log of the mean responsibilities.
+        total_weight : Tensor of shape ()
+
+        Returns
+        -------
+        Tensor that broadcasts to (..., K)
+        """
         if self.per_row:
-            return (self.strength * weight.sum()).expand(log_resp.shape[1:])
+            return self.strength * total_weight
         if not self.asymmetric:
-            return self.strength.expand(log_resp.shape[1:])
+            return self.strength
         # Appendix 2: the largest concentration goes to the cluster that is largest now.
-        ranks = log_mean_resp(log_resp.detach(), weight).argsort(dim=-1).argsort(dim=-1)
-        return self.strength[ranks]
+        return self.strength[log_mean.detach().argsort(dim=-1).argsort(dim=-1)]

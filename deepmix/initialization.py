@@ -9,7 +9,15 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils import check_array, check_consistent_length, check_random_state, column_or_1d
 
-from deepmix._torch import Rows, make_generator, refuse_bad_weights, resolve_device, to_host
+from deepmix._torch import (
+    Rows,
+    full_precision,
+    inference_batch_size,
+    make_generator,
+    refuse_bad_weights,
+    resolve_device,
+    to_host,
+)
 from deepmix.distributions import fit_gaussian_mixture
 from deepmix.losses import squared_error
 from deepmix.networks import Autoencoder, check_shapes, is_meta, make_coder, materialize, trainable
@@ -91,7 +99,7 @@ def canonical_order(X, sample_weight):
     return X[order], None if sample_weight is None else sample_weight[order]
 
 
-def sample_rows(rows, function, n_clusters, random_state, budget=SAMPLE_BUDGET):
+def sample_rows(rows, function, n_clusters, random_state, max_rows=None):
     """Apply ``function`` to a random sample of rows, for `initial_centers`.
 
     Parameters
@@ -102,8 +110,8 @@ def sample_rows(rows, function, n_clusters, random_state, budget=SAMPLE_BUDGET):
     n_clusters : int
         At least 100 rows for each are taken, where there are so many.
     random_state : RandomState
-    budget : int
-        Numbers, ``n_features`` of them a row, that the sample may hold.
+    max_rows : int or None
+        None takes as many as make `SAMPLE_BUDGET` numbers.
 
     Returns
     -------
@@ -111,12 +119,13 @@ def sample_rows(rows, function, n_clusters, random_state, budget=SAMPLE_BUDGET):
     sample_weight : ndarray of shape (n_sampled,) or None
     """
     visited = rows.visited
-    size = max(budget // rows.n_features, 100 * n_clusters)
+    size = max(max_rows or SAMPLE_BUDGET // rows.n_features, 100 * n_clusters)
     if len(visited) > size:
         chosen = random_state.choice(len(visited), size, replace=False)
         visited = visited[torch.from_numpy(np.sort(chosen))]
+    step = inference_batch_size(rows.n_features)
     with torch.inference_mode():
-        X = torch.cat([function(rows.take(index)).cpu() for index in visited.split(4096)])
+        X = torch.cat([function(rows.take(index)).cpu() for index in visited.split(step)])
     weight = None if rows.uniform else rows.weight[visited.to(rows.weight.device)].cpu().double()
     return X.numpy(), None if weight is None else weight.numpy()
 
@@ -176,8 +185,10 @@ class ReconstructionObjective(Objective):
 
     def step(self, batch, index, weight):
         x = self.scaler(batch)
-        # The mean over features keeps the term near one whatever the width.
-        return {"reconstruction": squared_error(x, self.autoencoder(x), weight) / x.shape[1]}
+        x_hat = self.autoencoder(x)
+        with full_precision(x.device):
+            # The mean over features keeps the term near one whatever the width.
+            return {"reconstruction": squared_error(x, x_hat.to(x), weight) / x.shape[1]}
 
 
 def build_autoencoder(

@@ -26,13 +26,20 @@ def init_weights(module, generator, bias="zeros"):
         ``1 / sqrt(n)`` truncated at two deviations, as the authors of AE-CM do.
     """
     for layer in module.modules():
-        weight = getattr(layer, "weight", None)
-        if isinstance(weight, nn.Parameter) and weight.dim() >= 2:
+        own = dict(layer.named_parameters(recurse=False))
+        weight, rest = own.get("weight"), set(own) - {"weight", "bias"}
+        if weight is not None and weight.dim() >= 2 and not rest:
             nn.init.xavier_uniform_(weight, generator=generator)
-            if isinstance(getattr(layer, "bias", None), nn.Parameter):
-                init_bias(layer.bias, generator, bias)
-        elif hasattr(layer, "reset_parameters"):  # normalisation layers: constants, no draw
-            layer.reset_parameters()
+            if "bias" in own:
+                init_bias(own["bias"], generator, bias)
+        elif hasattr(layer, "reset_parameters") and all(p.dim() < 2 for p in own.values()):
+            layer.reset_parameters()  # normalisation layers: constants, no draw
+        elif own:
+            raise ValueError(
+                f"{type(layer).__name__} has parameters {sorted(own)} that a network built by a "
+                "callable cannot draw: only linear, convolutional and normalisation layers are "
+                "known. Pass an nn.Module instance instead; its weights are kept."
+            )
     return module
 
 
@@ -297,6 +304,8 @@ def make_coder(spec, sizes, name):
     if isinstance(spec, nn.Module):
         return copy.deepcopy(spec)
     module = build_on_meta(lambda: spec(sizes[0], sizes[-1]))
+    if isinstance(module, nn.Module) and not is_meta(module):
+        return copy.deepcopy(module)  # one that was there before: never trained in place
     if not isinstance(module, nn.Module):
         raise TypeError(
             f"{name} must return a torch.nn.Module when called with (n_in, n_out) = "

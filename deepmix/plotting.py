@@ -84,13 +84,17 @@ class EmbeddingDisplay:
         if ax is None:
             _, ax = plt.subplots(layout="constrained")
         _, colors = np.unique(self.labels, return_inverse=True)
-        x, y = np.pad(self.points, ((0, 0), (0, max(0, 2 - self.points.shape[1])))).T[:2]
-        ax.scatter(x, y, c=colors, cmap="tab10", s=6, alpha=0.6, linewidths=0)
+        ax.scatter(*_planar(self.points), c=colors, cmap="tab10", s=6, alpha=0.6, linewidths=0)
         if self.centers is not None:
-            ax.scatter(*self.centers.T[:2], c="white", edgecolors="black", marker="s", s=45)
+            ax.scatter(*_planar(self.centers), c="white", edgecolors="black", marker="s", s=45)
         ax.set(xticks=[], yticks=[])
         self.ax_, self.figure_ = ax, ax.figure
         return self
+
+
+def _planar(points):
+    """Two coordinates of each point; codes of one dimension lie on a line."""
+    return np.pad(points, ((0, 0), (0, max(0, 2 - points.shape[1])))).T[:2]
 
 
 class CenterDisplay:

@@ -27,7 +27,8 @@ class Phase(NamedTuple):
     step : callable
         ``step(batch, index, weight) -> terms``: named loss terms as a dict of tensors, each
         the *sum* over the rows of the batch, row i counted ``weight[i]`` times. A term of
-        shape (n_restarts,) holds the losses of restarts that train together.
+        shape (n_restarts,) holds the losses of restarts that train together. ``index`` of shape
+        (B,), on the device, numbers the rows of the batch.
     closed_form : bool
         Then ``step`` returns ``(terms, gradients)``, one gradient for each parameter, and
         nothing is differentiated.
@@ -48,8 +49,12 @@ class Objective:
     optimiser. Updates in closed form (centroids, mixtures) belong in the hooks.
     """
 
+    # Names of the loss terms that early stopping watches; None means all. What two adversaries
+    # minimise has no meaning as a sum.
+    watch = None
+
     def phases(self):
-        """Return the phases: tuple of `Phase`."""
+        """Return the phases: tuple of `Phase`; no two of them may share the name of a term."""
         raise NotImplementedError
 
     def on_epoch_start(self, epoch):
@@ -68,7 +73,7 @@ class Averaged(Objective):
     """
 
     def __init__(self, objective):
-        self.objective = objective
+        self.objective, self.watch = objective, objective.watch
 
     def phases(self):
         first, *others = self.objective.phases()
@@ -113,6 +118,8 @@ class History:
         Whether the stage ended by `EarlyStopping`.
     interrupted : bool
         Whether a KeyboardInterrupt ended it.
+    stopped : bool
+        Whether another callback ended it.
     optimizers : list
         To be handed to the next `minimize` on the same parameters.
     before : dict of str to list of ndarray
@@ -122,6 +129,7 @@ class History:
     terms: dict = field(default_factory=dict)
     converged: bool = False
     interrupted: bool = False
+    stopped: bool = False
     optimizers: list = field(default_factory=list)
     before: dict = field(default_factory=dict)
 
@@ -201,12 +209,14 @@ def minimize(
     Raises
     ------
     FloatingPointError
-        If a loss term is not finite at the end of an epoch.
+        If a loss term is not finite at the end of an epoch; of restarts that train together,
+        in all of them.
     """
     phases = objective.phases()
     build = _OptimizerFactory(solver, learning_rate, epsilon)
     history = History(optimizers=_resume(optimizers, [build(phase) for phase in phases]))
     guard = Checkpoint([p for phase in phases for p in phase.parameters])
+    stops = []
     autocast = _autocast(rows.device, precision)
     for epoch in range(max_iter):
         try:
@@ -219,9 +229,9 @@ def minimize(
                 phases = objective.phases()
                 history.optimizers = [build(phase) for phase in phases]
                 guard = Checkpoint([p for phase in phases for p in phase.parameters])
-            state = EpochState(task, epoch, max_iter, terms)
+            state = EpochState(task, epoch, max_iter, terms, objective.watch)
             history.append(terms)
-            guard(state)
+            guard.save()
             # Every callback is told, whichever of them stops.
             stops = [callback(state) for callback in callbacks]
         except KeyboardInterrupt:
@@ -237,6 +247,7 @@ def minimize(
         if any(stops):
             break
     history.converged = any(isinstance(c, EarlyStopping) and c.converged for c in callbacks)
+    history.stopped = any(stops) and not history.converged
     return history
 
 
@@ -276,18 +287,21 @@ def _differentiate(phase, autocast, batch, index, weight):
 
 
 def _read(totals, total_weight, epoch, task):
-    """Bring the sums of an epoch to the host, once, and refuse what is not finite."""
+    """Bring the sums of an epoch to the host, once, and refuse what is not finite.
+
+    A restart that has diverged is left to its fate while others go on.
+    """
     names = list(totals)
     flat = torch.cat([totals[name].reshape(-1) for name in names]).cpu().double().numpy()
     sizes = [totals[name].numel() for name in names]
     parts = np.split(flat / total_weight, np.cumsum(sizes)[:-1])
     terms = {n: p.reshape(tuple(totals[n].shape)) for n, p in zip(names, parts, strict=True)}
     for name, value in terms.items():
-        if not np.all(np.isfinite(value)):
+        if not np.any(np.isfinite(value)):
             raise FloatingPointError(
-                f"The loss term {name!r} became {np.ravel(value)[~np.isfinite(np.ravel(value))][0]}"
-                f" in epoch {epoch + 1} ({task}): training has diverged. Lower "
-                "learning_rate_init, set max_grad_norm, or standardise the data."
+                f"The loss term {name!r} became {np.ravel(value)[0]} in epoch {epoch + 1} "
+                f"({task}): training has diverged. Lower learning_rate_init, set max_grad_norm, "
+                "or standardise the data."
             )
     return terms
 

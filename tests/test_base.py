@@ -644,3 +644,22 @@ def test_verbose_prints_epochs(verbose, n_lines, estimator_class, blobs, small, 
     fits = [line for line in lines if line.startswith(f"[{estimator_class.__name__}] fit ")]
     assert len(fits) == n_lines
     assert fits[-1].split()[2] == "20/20"
+
+
+# --- Divergence ---
+
+
+def test_a_model_that_diverges_in_its_last_step_is_refused(blobs):
+    model = ClusteringModule(
+        4,
+        solver="sgd",
+        learning_rate_init=1e38,
+        max_iter=1,
+        batch_size=1000,
+        averaging=False,
+        n_init=1,
+        tol=0,
+        random_state=0,
+    )
+    with pytest.raises(FloatingPointError, match="Lower learning_rate_init"):
+        model.fit(blobs[0])

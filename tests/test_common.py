@@ -360,9 +360,19 @@ def test_a_callback_changes_nothing(estimator_class, blobs):
 
 @needs_callbacks
 def test_a_callback_stops_training(estimator_class, blobs):
-    model = tiny(estimator_class).set_callbacks(Watching(stop_at=3)).fit(blobs[0])
+    # With a tolerance, but without a warning: stopping was meant.
+    model = tiny(estimator_class).set_params(tol=1e-9).set_callbacks(Watching(stop_at=3))
+    model.fit(blobs[0])
     assert model.n_iter_ == 3
     assert not model.converged_
+
+
+@needs_callbacks
+def test_a_callback_gets_the_data_as_the_user_gave_them(estimator_class, blobs):
+    frame = pd.DataFrame(blobs[0], columns=["a", "b", "c"])
+    watching = Watching()
+    tiny(estimator_class).set_callbacks(watching).fit(frame)  # warns of names otherwise
+    assert len(watching.labels[0]) == len(frame)
 
 
 @needs_callbacks

@@ -116,10 +116,10 @@ def test_all_rows_are_taken_where_they_are_few(blobs):
 def test_a_sample_is_drawn_where_rows_are_many():
     X = np.arange(1000.0)[:, None]
     rows = Rows(X, torch.device("cpu"), torch.float64)
-    got, weight = sample_rows(rows, lambda x: x, 4, check_random_state(0), budget=10)
+    got, weight = sample_rows(rows, lambda x: x, 4, check_random_state(0), max_rows=10)
     assert weight is None
     assert len(np.unique(got)) == len(got) == 400
-    again, _ = sample_rows(rows, lambda x: x, 4, check_random_state(0), budget=10)
+    again, _ = sample_rows(rows, lambda x: x, 4, check_random_state(0), max_rows=10)
     np.testing.assert_array_equal(got, again)
 
 

@@ -15,7 +15,6 @@ from deepmix._torch import (
     inference_batch_size,
     load_state,
     make_generator,
-    n_batches,
     resolve_device,
     state_to_numpy,
     sum_batchwise,
@@ -144,9 +143,26 @@ def test_rows_of_weight_zero_are_never_visited(seed):
     np.testing.assert_array_equal(seen, weight[index])
 
 
-@pytest.mark.parametrize(("n", "size"), [(50, 7), (49, 7), (1, 7), (7, 7)])
-def test_n_batches_counts_the_batches(n, size):
-    assert n_batches(n, size) == len(list(rows_of(numbers(n)).batches(size)))
+@pytest.mark.parametrize(
+    ("n", "size", "sizes"),
+    [
+        (10, 4, [4, 4, 2]),
+        (8, 4, [4, 4]),
+        (9, 4, [4, 5]),
+        (1, 4, [1]),
+        (3, 4, [3]),
+        (3, 1, [1, 1, 1]),
+    ],
+)
+def test_no_batch_of_one_row_follows_a_larger_one(n, size, sizes):
+    rows = rows_of(numbers(n))
+    assert rows.batch_sizes(size) == sizes
+    assert [len(batch) for batch, _, _ in rows.batches(size)] == sizes
+
+
+def test_weights_that_underflow_in_training_count_as_zero():
+    rows = Rows(numbers(4), torch.device("cpu"), torch.float32, np.array([1, 1e-60, 1, 1e-60]))
+    assert rows.visited.tolist() == [0, 2]
 
 
 def test_dense_arrays_are_used_in_place():

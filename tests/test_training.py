@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
-from deepmix._torch import Rows
+from deepmix._torch import Rows, full_precision
 from deepmix.callbacks import EarlyStopping
 from deepmix.training import Averaged, History, Objective, Phase, minimize, optimizer_to_numpy
 
@@ -469,7 +469,10 @@ def test_bfloat16_runs_products_in_bfloat16_and_keeps_the_loss_in_float32():
         def step(self, batch, index, weight):
             out = self.layer(batch)
             self.dtypes.add(out.dtype)
-            return {"squares": weight @ out.to(batch.dtype).square().sum(dim=1)}
+            with full_precision(batch.device):
+                squares = weight @ out.to(batch.dtype).square().sum(dim=1)
+            assert squares.dtype == torch.float32
+            return {"squares": squares}
 
     X = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
     rows = Rows(X, torch.device("cpu"), torch.float32)
@@ -479,3 +482,35 @@ def test_bfloat16_runs_products_in_bfloat16_and_keeps_the_loss_in_float32():
         assert objective.dtypes == {dtype}
         assert all(p.dtype == torch.float32 for p in objective.layer.parameters())
         assert history.arrays()["loss"][-1] < history.arrays()["loss"][0]
+
+
+# --- What is watched, what diverges ---
+
+
+def test_early_stopping_watches_the_terms_that_the_objective_names():
+    class Adversaries(Mean):
+        watch = ("distance",)
+
+        def step(self, batch, index, weight):
+            return {**super().step(batch, index, weight), "noise": 0 * self.centre.sum() + 1e6}
+
+    seen = []
+    train(Adversaries(), max_iter=3, callbacks=[lambda state: seen.append(float(state.loss))])
+    assert len(seen) == 3
+    assert max(seen) < 1e6
+
+
+def test_a_restart_that_diverges_leaves_the_others():
+    class Two(Objective):
+        parameter = torch.nn.Parameter(torch.tensor([1.0, float("nan")]))
+
+        def phases(self):
+            return (Phase((self.parameter,), self.step),)
+
+        def step(self, batch, index, weight):
+            return {"square": weight.sum() * self.parameter.square()}
+
+    history = train(Two(), max_iter=2)
+    curves = history.terms["square"]
+    assert len(curves) == 2
+    assert np.isfinite(curves[-1]).tolist() == [True, False]

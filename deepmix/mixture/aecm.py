@@ -8,6 +8,7 @@ ours that neither forget the k-means labels nor stall.
 """
 
 from numbers import Integral, Real
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +16,10 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from deepmix._torch import sum_batchwise, to_host
+from deepmix._torch import full_precision, sum_batchwise, to_host
 from deepmix.base import Interval, StrOptions
 from deepmix.center_mixture import CenterMixture
-from deepmix.distributions import DirichletPrior
+from deepmix.distributions import DirichletPrior, log_mean_resp
 from deepmix.initialization import (
     ReconstructionObjective,
     best_mixture,
@@ -30,8 +31,8 @@ from deepmix.losses import squared_error
 from deepmix.mixture.clustering_module import (
     ClusteringObjective,
     ambiguity,
-    balance,
     inertia,
+    paper_settings,
     reconstruction,
     restart_criterion,
 )
@@ -45,16 +46,25 @@ from deepmix.networks import (
 )
 from deepmix.training import History, Objective, Phase
 
-# Table 13: concentration, reconstruction weight (beta), batch size and latent dimension.
+
+class PaperSettings(NamedTuple):
+    """A column of Table 13; the paper's lambda is 1 in all of them."""
+
+    concentration: float
+    reconstruction_weight: float
+    batch_size: int
+    latent_dim: int
+
+
 PAPER_SETTINGS = {
-    "mnist": (230, 5, 500, 10),
-    "fashion_mnist": (13, 47, 175, 10),
-    "usps": (20, 0.5, 256, 10),
-    "cifar10": (64, 1, 256, 10),
-    "reuters10k": (2, 1, 256, 100),
-    "news20": (10, 232, 300, 100),
-    "10x73k": (7, 15, 7, 10),
-    "pendigits": (13, 0.5, 100, 10),
+    "mnist": PaperSettings(230, 5, 500, 10),
+    "fashion_mnist": PaperSettings(13, 47, 175, 10),
+    "usps": PaperSettings(20, 0.5, 256, 10),
+    "cifar10": PaperSettings(64, 1, 256, 10),
+    "reuters10k": PaperSettings(2, 1, 256, 100),
+    "news20": PaperSettings(10, 232, 300, 100),
+    "10x73k": PaperSettings(7, 15, 7, 10),
+    "pendigits": PaperSettings(13, 0.5, 100, 10),
 }
 
 # Squared distance of two orthonormal centres: the unit of concentration='auto'.
@@ -64,7 +74,8 @@ CENTER_DISTANCE = 2.0
 # enough that rows can still change sides.
 START_TEMPERATURE = 0.5
 KMEANS_RESTARTS = 20  # as the authors'
-CODES = 20_000  # at most, to start centres from
+# To start centres from, at most: rows, and numbers in an E-step of the mixture (64 MiB).
+CODES, MIXTURE_BUDGET = 20_000, 2**23
 
 # --- Losses ----------------------------------------------------------------------------
 
@@ -187,18 +198,51 @@ class JointObjective(Objective):
         return (Phase(parameters, self.step),)
 
     def step(self, batch, index, weight):
-        x = self.network.scaler(batch)
-        z = self.network.whitener(self.network.autoencoder.encoder(x)).to(x.dtype)
-        x_hat = self.network.decode_standardized(z).to(x.dtype)
-        log_resp = self.network.log_resp(z).to(x.dtype)
-        resp, centers = log_resp.exp(), self.network.clustering.centers()[0]
+        with full_precision(batch.device):
+            x = self.network.scaler(batch)
+        z = self.network.autoencoder.encoder(x).to(x)  # autocast, where it is on, ends here
+        with full_precision(x.device):
+            z = self.network.whitener(z)
+            codes = self.network.whitener.inverse(z)
+        x_hat = self.network.autoencoder.decoder(codes).to(x)
+        with full_precision(x.device):
+            log_resp = self.network.log_resp(z)
+            terms = self.row_terms(x, x_hat, z, log_resp.exp(), weight)
+            return {**terms, **self.batch_terms(log_mean_resp(log_resp, weight), weight.sum())}
+
+    def row_terms(self, x, x_hat, z, resp, weight):
+        """Terms of Eq. 10 that are sums over rows."""
+        centers = self.network.clustering.centers()[0]
         return {
             "reconstruction": self.reconstruction_weight * squared_error(x, x_hat, weight),
             "clustering": reconstruction(z, resp, centers, weight),
             "sparsity": gini(resp, weight),
-            "balance": balance(log_resp, weight, self.prior(log_resp, weight)),
+        }
+
+    def batch_terms(self, log_mean, total_weight):
+        """Terms of Eq. 10 that a batch has once, from its mean responsibilities."""
+        centers = self.network.clustering.centers()[0]
+        return {
+            "balance": -(self.prior.strength_of(log_mean, total_weight) * log_mean).sum(),
             "orthonormality": self.orthogonality_weight * orthonormality(centers),
         }
+
+    def full_loss(self, rows, batch_size):
+        """The loss of an epoch with these parameters, its batches as balanced as all rows."""
+
+        def sums(batch, weight):
+            x, z = self.network.scaler(batch), self.network.encode(batch)
+            x_hat, resp = self.network.decode_standardized(z), self.network.log_resp(z).exp()
+            terms = self.row_terms(x, x_hat, z, resp, weight)
+            return torch.cat([sum(terms.values())[None], weight @ resp]).double().cpu()
+
+        total, *nk = sum_batchwise(sums, rows)
+        n_steps = len(rows.batch_sizes(batch_size))
+        log_mean = (torch.stack(nk) / rows.total_weight).log().to(rows.device, rows.dtype)
+        share = log_mean.new_tensor(rows.total_weight / n_steps)
+        with torch.inference_mode():
+            once = sum(self.batch_terms(log_mean, share).values())
+        return float(total) + n_steps * float(once)
 
 
 # --- Estimator -------------------------------------------------------------------------
@@ -456,13 +500,9 @@ class AECM(CenterMixture):
         -------
         estimator : AECM
         """
-        concentration, reconstruction_weight, batch_size, latent_dim = PAPER_SETTINGS[dataset]
         settings = {
+            **paper_settings(PAPER_SETTINGS, dataset),
             "init": init,
-            "latent_dim": latent_dim,
-            "concentration": concentration,
-            "reconstruction_weight": reconstruction_weight,
-            "batch_size": batch_size,
             "pretrain_max_iter": 100,
             "max_iter": 150,
             "epsilon": 1e-3,
@@ -551,11 +591,13 @@ class AECM(CenterMixture):
         sizes = tuple(self.hidden_layer_sizes)
         if not all(isinstance(size, Integral) and size >= 1 for size in sizes):
             raise ValueError(
-                f"hidden_layer_sizes must hold integers >= 1; got {self.hidden_layer_sizes!r}."
+                f"hidden_layer_sizes must hold integers >= 1; got {self.hidden_layer_sizes!r}. "
+                "An empty tuple makes a linear autoencoder."
             )
         if self.precision == "bfloat16" and self.dtype != "float32":
             raise ValueError(
-                f"precision='bfloat16' goes with dtype='float32'; got dtype={self.dtype!r}."
+                f"precision='bfloat16' goes with dtype='float32'; got dtype={self.dtype!r}. Change "
+                "one of the two."
             )
 
     def _init_network(self, rows, n_restarts, random_state, generator):
@@ -614,13 +656,13 @@ class AECM(CenterMixture):
             )
         network.eval()  # the codes that predictions will see, whatever layers a user brings
         codes, weight = sample_rows(
-            rows, network.encode, self.n_clusters, random_state, CODES * rows.n_features
+            rows, network.encode, self.n_clusters, random_state, self._n_codes()
         )
         if self.init == "pretrain-gmm":
             self._start_from_mixture(network, codes, weight, random_state)
         else:
             self._start_from_kmeans(network, codes, weight, random_state)
-        if self.init == "pretrain-pinv":
+        if self.init == "pretrain-pinv" and not history.interrupted:
             prior = DirichletPrior(self.concentration, CENTER_DISTANCE, network.scaler.scale)
             alone = ClusteringObjective(network.encode, network.clustering, prior)
             then = self._minimize(
@@ -628,6 +670,10 @@ class AECM(CenterMixture):
             )
             history.interrupted |= then.interrupted
         return history
+
+    def _n_codes(self):
+        latent_dim = self.latent_dim or max(10, self.n_clusters)
+        return min(CODES, MIXTURE_BUDGET // (self.n_clusters * latent_dim))
 
     def _start_from_mixture(self, network, codes, weight, random_state):
         """Whiten the codes by what varies within the clusters of a full-covariance mixture."""
@@ -642,7 +688,7 @@ class AECM(CenterMixture):
         if self.init == "pretrain-pinv":
             network.clustering.init_pseudo_inverse(centers[None])
         else:
-            self._start_at(network, centers, torch.eye(codes.shape[1]))
+            self._start_at(network, centers, torch.eye(codes.shape[1], dtype=centers.dtype))
 
     def _start_at(self, network, centers, matrix):
         """Posterior logits for centres among the codes, after an affine map of both."""
@@ -656,12 +702,7 @@ class AECM(CenterMixture):
     def _criterion(self, network, rows):
         if self.selection == "sparsity":
             return restart_criterion(ambiguity, network.encode, network.clustering, rows)
-        objective = self._objective(network, rows)
-
-        def loss(batch, weight):
-            return sum(objective.step(batch, None, weight).values())
-
-        return float(sum_batchwise(loss, rows))
+        return self._objective(network, rows).full_loss(rows, self._batch_size(rows))
 
     def _fitted_attributes(self, network, rows, restart=0):
         attributes = super()._fitted_attributes(network, rows, restart)

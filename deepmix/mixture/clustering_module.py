@@ -7,6 +7,8 @@ complete log-likelihood of the mixture (Eq. 2), minimised by mini-batches. Imple
 and 4.1, Appendix 2; the deep model of Sec. 4.2 is in `deepmix.mixture.aecm`.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
@@ -20,17 +22,34 @@ from deepmix.initialization import check_centers, initial_centers, sample_rows
 from deepmix.networks import ClusteringNetwork, Standardizer
 from deepmix.training import Objective, Phase
 
-# Table 12: concentration and batch size.
+
+class PaperSettings(NamedTuple):
+    """A column of Table 12."""
+
+    concentration: float
+    batch_size: int
+
+
 PAPER_SETTINGS = {
-    "mnist": (177, 111),
-    "fashion_mnist": (80, 35),
-    "usps": (40, 150),
-    "cifar10": (164, 350),
-    "reuters10k": (10, 400),
-    "news20": (11, 85),
-    "10x73k": (1000, 500),
-    "pendigits": (13, 80),
+    "mnist": PaperSettings(177, 111),
+    "fashion_mnist": PaperSettings(80, 35),
+    "usps": PaperSettings(40, 150),
+    "cifar10": PaperSettings(164, 350),
+    "reuters10k": PaperSettings(10, 400),
+    "news20": PaperSettings(11, 85),
+    "10x73k": PaperSettings(1000, 500),
+    "pendigits": PaperSettings(13, 80),
 }
+
+
+def paper_settings(table, dataset):
+    """Parameters that the paper tuned for a data set: dict."""
+    if dataset not in table:
+        raise ValueError(
+            f"The paper lists no settings for {dataset!r}. Choose one of {sorted(table)}."
+        )
+    return table[dataset]._asdict()
+
 
 # --- Losses ----------------------------------------------------------------------------
 
@@ -218,6 +237,11 @@ class StandardizedClusteringNetwork(nn.Module):
         return chosen
 
 
+def standardized_variance(network, rows):
+    """Total variance of the rows after the network's scaling."""
+    return rows.moments()[1] / float(network.scaler.scale) ** 2
+
+
 # --- Training --------------------------------------------------------------------------
 
 
@@ -321,12 +345,13 @@ class ClusteringModule(OnlineMixin, CenterMixture):
     epsilon : float, default=1e-8
         Adam's.
     max_grad_norm : float or None, default=None
-        Clip the gradient to this norm; with 'sgd' it prevents divergence.
+        Clip the gradient, that of all restarts together, to this norm; with 'sgd' it prevents
+        divergence.
     averaging : bool, default=True
         Whether an epoch more ends training, whose mean weights are kept (Sec. 4.1).
     scale : bool, default=True
-        Whether to centre the data and divide them by one number before training. It changes no
-        cluster, only the units that the steps are made in; attributes are in those of X.
+        Whether to centre the data and divide them by one number before training, so that steps
+        and defaults mean the same on all data; attributes are in the units of X.
     tol : float, default=1e-4
         An epoch counts as improvement if it lowers the loss by this fraction. 0 trains for
         ``max_iter`` epochs.
@@ -470,13 +495,11 @@ class ClusteringModule(OnlineMixin, CenterMixture):
         -------
         estimator : ClusteringModule
         """
-        concentration, batch_size = PAPER_SETTINGS[dataset]
         settings = {
+            **paper_settings(PAPER_SETTINGS, dataset),
             "init": init,
             "encoder_init": "pinv",
             "n_init": 1,
-            "concentration": concentration,
-            "batch_size": batch_size,
             "max_iter": 150,
             "learning_rate_init": 1e-3,
             "epsilon": 1e-3,
@@ -521,8 +544,9 @@ class ClusteringModule(OnlineMixin, CenterMixture):
         if self.scale:
             network.scaler.fit(*rows.moments())
         if isinstance(self.init, str) and self.init == "random":
-            network.clustering.init_random(generator)
+            network.clustering.init_random(generator)  # drawn on the CPU for every device
             return network
+        network = network.to(rows.device)
         centers = self._initial_centers(network, rows, n_restarts, random_state)
         if self.encoder_init == "pinv":
             network.clustering.init_pseudo_inverse(centers)
@@ -535,7 +559,7 @@ class ClusteringModule(OnlineMixin, CenterMixture):
         """Centres in standardised units: Tensor of shape (n_restarts, K, d)."""
         if not isinstance(self.init, str) and not callable(self.init):
             centers = check_centers(self.init, self.n_clusters, rows.n_features)
-            return network.scaler(torch.tensor(centers, dtype=rows.dtype))[None]
+            return network.scaler(torch.tensor(centers).to(network.scaler.mean))[None]
         X, weight = sample_rows(rows, network.scaler, self.n_clusters, random_state)
         starts = [
             initial_centers(self.init, X, self.n_clusters, random_state, weight)
@@ -555,8 +579,3 @@ class ClusteringModule(OnlineMixin, CenterMixture):
     def _criterion(self, network, rows):
         criterion = {"inertia": inertia, "sparsity": ambiguity}[self.selection]
         return restart_criterion(criterion, network.scaler, network.clustering, rows)
-
-
-def standardized_variance(network, rows):
-    """Total variance of the rows after the network's scaling."""
-    return rows.moments()[1] / float(network.scaler.scale) ** 2

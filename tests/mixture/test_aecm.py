@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from scipy.special import logsumexp
 from sklearn.cluster import KMeans
-from sklearn.datasets import load_digits, make_circles
+from sklearn.datasets import load_digits, make_blobs, make_circles
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 from torch import nn
@@ -259,6 +259,27 @@ def test_the_kept_restart_has_the_lowest_loss(overlapping, small):
     assert criterion(6) < criterion(1)
 
 
+def test_the_full_loss_is_that_of_a_step_where_one_batch_holds_all(overlapping, small):
+    X, _ = overlapping
+    model = quietly(small(AECM, dtype="auto", concentration=[2.0, 3.0, 4.0, 5.0]).fit, X)
+    network = model._rebuild(torch.float64, torch.device("cpu"))
+    rows = Rows(X, torch.device("cpu"), torch.float64)
+    objective = model._objective(network, rows)
+    with torch.no_grad():
+        step = sum(objective.step(rows.take(rows.visited), None, rows.weight).values())
+    assert objective.full_loss(rows, len(X)) == pytest.approx(float(step), rel=RTOL)
+
+
+def test_the_full_loss_does_not_depend_on_the_order_of_rows(small):
+    X, y = make_blobs(9000, centers=4, n_features=3, random_state=0)
+    model = quietly(small(AECM, max_iter=1, pretrain_max_iter=1, batch_size=500).fit, X)
+    network = model._rebuild(torch.float64, torch.device("cpu"))
+    rows, by_class = (Rows(Z, torch.device("cpu"), torch.float64) for Z in (X, X[np.argsort(y)]))
+    objective = model._objective(network, rows)
+    expected = pytest.approx(objective.full_loss(rows, 500), rel=RTOL)
+    assert objective.full_loss(by_class, 500) == expected
+
+
 def test_the_same_width_of_codes_as_clusters_is_not_asked_for(blobs, small):
     X, _ = blobs
     for latent_dim in (2, 4, 7, None):
@@ -281,6 +302,11 @@ def test_bfloat16_trains_to_the_same_clusters(blobs, small):
     assert adjusted_rand_score(short.labels_, y) == adjusted_rand_score(full.labels_, y) == 1.0
     assert np.any(short.transform(X) != full.transform(X))
     assert all(value.dtype == np.float32 for value in short._state.values())
+    # The loss and its running sum stay float32: sums of hundreds of rows lose nothing.
+    first = {name: curve[0] for name, curve in full.history_.items()}
+    assert {name: curve[0] for name, curve in short.history_.items()} == pytest.approx(
+        first, rel=0.05, abs=5e-3
+    )
 
 
 # --- Weights ---
@@ -453,6 +479,30 @@ def test_networks_of_wrong_shape_are_refused_before_training(
         small(AECM, **networks).fit(blobs[0])
 
 
+class Gain(nn.Linear):
+    """A layer with a parameter that no rule of initialisation knows."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__(n_in, n_out)
+        self.gain = nn.Parameter(torch.full((n_out,), 3.0))
+
+
+@pytest.mark.parametrize("encoder", [Gain, lambda n_in, n_out: nn.LSTM(n_in, n_out)])
+def test_parameters_that_cannot_be_drawn_are_refused(encoder, blobs, small):
+    with pytest.raises(ValueError, match=r"Pass an nn\.Module instance instead"):
+        small(AECM, encoder=encoder).fit(blobs[0])
+
+
+def test_a_module_that_a_callable_hands_out_again_is_never_trained_in_place(blobs, small):
+    X, _ = blobs
+    given = MLP((X.shape[1], 8, 5))
+    before = {name: value.clone() for name, value in given.state_dict().items()}
+    model = small(AECM, encoder=lambda n_in, n_out: given).fit(X)
+    model.predict(X)
+    for name, value in given.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
 def test_a_callable_that_gives_no_module_is_refused(blobs, small):
     with pytest.raises(TypeError, match=r"encoder must return a torch.nn.Module"):
         small(AECM, encoder=lambda a, b: "network").fit(blobs[0])
@@ -565,6 +615,11 @@ def test_squares_of_the_features_separate_circles():
 
 
 # --- The paper's settings ---
+
+
+def test_a_data_set_that_the_paper_does_not_tune_is_refused():
+    with pytest.raises(ValueError, match=r"no settings for 'iris'. Choose one of \['10x73k'"):
+        AECM.from_paper("iris")
 
 
 @pytest.mark.parametrize("name", PAPER_SETTINGS)
