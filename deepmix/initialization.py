@@ -1,6 +1,7 @@
 """Where training starts: centres by k-means and its kin, autoencoders by reconstruction."""
 
 import warnings
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -291,6 +292,11 @@ def pretrain_autoencoder(
     >>> type(autoencoder.encoder).__name__
     'MLP'
     """
+    sizes = {"latent_dim": latent_dim, "batch_size": batch_size}
+    sizes |= {"hidden_layer_sizes": hidden_layer_sizes}
+    for name, value in sizes.items():
+        if not all(isinstance(n, Integral) and n >= 1 for n in np.atleast_1d(value).tolist()):
+            raise ValueError(f"{name} must be made of integers >= 1; got {value!r}.")
     X = check_array(to_host(X), accept_sparse="csr", dtype=[np.float64, np.float32])
     generator = make_generator(check_random_state(random_state))
     device = resolve_device(device)

@@ -262,9 +262,9 @@ def _run_epoch(phases, optimizers, rows, batch_size, generator, autocast, max_gr
             optimizer.step()
             for name, value in terms.items():
                 if name in totals:
-                    totals[name] += value.detach()
+                    totals[name].add_(value)
                 else:
-                    totals[name] = value.detach().clone()
+                    totals[name] = value.clone()
     return totals
 
 
@@ -283,7 +283,7 @@ def _differentiate(phase, autocast, batch, index, weight):
         loss = sum(term.sum() for term in terms.values())
     # Only this phase's parameters: what else the loss touches keeps its gradient.
     loss.backward(inputs=list(phase.parameters))
-    return terms
+    return {name: term.detach() for name, term in terms.items()}
 
 
 def _read(totals, total_weight, epoch, task):

@@ -225,3 +225,12 @@ def test_parts_that_a_user_gives_are_copied():
 def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="decoder must map a batch"):
         build_autoencoder(4, (3,), 2, torch.Generator(), decoder=nn.Linear(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("latent_dim", 0), ("batch_size", -1), ("hidden_layer_sizes", ("a",)), ("latent_dim", 2.5)],
+)
+def test_sizes_that_no_network_has_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be made of integers >= 1; got"):
+        pretrain_autoencoder(np.eye(4), **{name: value})

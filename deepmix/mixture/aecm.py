@@ -321,7 +321,8 @@ class AECM(CenterMixture):
         Whether the network sees centred data, divided by one number; decoded centres and
         reconstructions are in the units of X.
     precision : {'float32', 'bfloat16'}, default='float32'
-        Of the matrix products in training; 'bfloat16' is faster where the hardware has it.
+        Of the autoencoder's matrix products in training; 'bfloat16' is faster where the hardware
+        has it. The loss stays float32.
     tol : float, default=1e-3
         An epoch counts as improvement if it lowers the loss by this fraction. 0 trains for
         ``max_iter`` epochs.

@@ -122,13 +122,14 @@ def balance(log_resp, weight, strength):
 def cluster_shares(log_resp, weight):
     r"""Mean responsibilities of a batch, and each row's share of its cluster.
 
-    .. math:: \tilde\gamma_k = \sum_i w_i \gamma_{ik} \Big/ \sum_i w_i, \qquad
-        r_{ik} = w_i \gamma_{ik} \Big/ \sum_j w_j \gamma_{jk}
+    .. math:: \tilde\gamma_k = \sum_i w_i \gamma_{ik}, \qquad
+        r_{ik} = w_i \gamma_{ik} / \tilde\gamma_k
 
     Parameters
     ----------
     log_resp : Tensor of shape (B, R, K)
     weight : Tensor of shape (B,)
+        Sums to one.
 
     Returns
     -------
@@ -136,7 +137,7 @@ def cluster_shares(log_resp, weight):
     share : Tensor of shape (B, R, K)
         Finite also for a cluster whose responsibilities underflow.
     """
-    log_weighted = log_resp + (weight / weight.sum()).log()[:, None, None]
+    log_weighted = log_resp + weight.log()[:, None, None]
     log_mean = torch.logsumexp(log_weighted, dim=0)
     return log_mean, log_weighted.sub_(log_mean).exp_()
 
@@ -160,7 +161,7 @@ def ambiguity(x, resp, centers, weight):
     return sparsity(resp, centers, weight) + merging(resp, centers, weight)
 
 
-def inertia_and_gradients(x, log_resp, centers, weight, strength):
+def inertia_and_gradients(x, log_resp, centers, weight, prior):
     r"""The loss of Eq. 7 for restarts side by side, with its gradient in closed form.
 
     With :math:`G_{ik} = \lVert \mu_k \rVert^2 - 2 x_i^\top \mu_k` and the share
@@ -181,7 +182,7 @@ def inertia_and_gradients(x, log_resp, centers, weight, strength):
     log_resp : Tensor of shape (B, R, K)
     centers : Tensor of shape (R, K, d)
     weight : Tensor of shape (B,)
-    strength : Tensor of shape (R, K) or (K,)
+    prior : DirichletPrior
 
     Returns
     -------
@@ -194,7 +195,9 @@ def inertia_and_gradients(x, log_resp, centers, weight, strength):
     energy = torch.addmm(flat.square().sum(dim=1), x, flat.T, alpha=-2).view_as(resp)
     expected = (resp * energy).sum(dim=2, keepdim=True)
     weighted = resp * weight[:, None, None]
-    log_mean, share = cluster_shares(log_resp, weight)
+    total_weight = weight.sum()
+    log_mean, share = cluster_shares(log_resp, weight / total_weight)
+    strength = prior.strength_of(log_mean, total_weight)
     share = share * strength
     logit_gradient = torch.addcmul(-share, weighted, energy - expected)
     logit_gradient.addcmul_(resp, share.sum(dim=2, keepdim=True))
@@ -266,7 +269,7 @@ class ClusteringObjective(Objective):
         x = self.embed(batch)
         log_resp = self.clustering.log_resp(x)
         terms, logits, centers = inertia_and_gradients(
-            x, log_resp, self.clustering.centers(), weight, self.prior(log_resp, weight)
+            x, log_resp, self.clustering.centers(), weight, self.prior
         )
         logits = logits.view(len(x), -1)
         bias = centers.sum(dim=1, keepdim=True)

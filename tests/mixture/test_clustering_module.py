@@ -170,7 +170,7 @@ def test_the_closed_form_gradient_is_that_of_autograd(restarts, concentration, w
     prior = DirichletPrior(concentration, 3.0, weight)
     loss, expected = differentiated(x, logits, centers, weight, prior)
     log_resp = logits.log_softmax(dim=2)
-    terms, *gradients = inertia_and_gradients(x, log_resp, centers, weight, prior(log_resp, weight))
+    terms, *gradients = inertia_and_gradients(x, log_resp, centers, weight, prior)
     torch.testing.assert_close(
         terms["inertia"] + terms["balance"], loss.detach(), rtol=RTOL, atol=0
     )
@@ -199,14 +199,14 @@ def test_a_cluster_that_has_lost_every_row_keeps_a_finite_gradient_that_brings_i
     logits = torch.zeros(11, 1, 4).double()
     logits[..., 0] = -2000.0  # its responsibilities underflow
     log_resp = logits.log_softmax(dim=2)
-    strength = torch.full((1, 4), 2.0).double()
-    terms, logit_gradient, _ = inertia_and_gradients(x, log_resp, centers, weight, strength)
+    prior = DirichletPrior(3.0, None, weight)
+    terms, logit_gradient, _ = inertia_and_gradients(x, log_resp, centers, weight, prior)
     assert torch.isfinite(logit_gradient).all()
     assert torch.isfinite(terms["balance"]).all()
     # The prior raises every logit of the lost cluster, by (alpha - 1) in all.
     assert torch.all(logit_gradient[..., 0] < 0)
     assert float(logit_gradient[..., 0].sum()) == pytest.approx(-2.0, rel=RTOL)
-    _, share = cluster_shares(log_resp, weight)
+    _, share = cluster_shares(log_resp, weight / weight.sum())
     torch.testing.assert_close(share.sum(dim=0), torch.ones(1, 4).double())
 
 
