@@ -146,11 +146,12 @@ class Rows:
             batch = self._dense.index_select(0, index.to(self._dense.device))
         return batch.to(self.device, self.dtype)
 
-    def batches(self, batch_size, generator=None):
+    def batches(self, batch_size, generator=None, prepare=None):
         """Yield ``(batch, index, weight)``, on the device, over the rows of positive weight.
 
         With a generator the rows come in a fresh random order; one batch that holds all rows
-        keeps their order, since it would not change any sum.
+        keeps their order, since it would not change any sum. ``prepare`` maps rows to rows, each
+        by itself; small batches are cut from one preparation.
         """
         order, sizes = self.visited, self.batch_sizes(batch_size)
         if generator is not None and len(sizes) > 1:
@@ -165,6 +166,9 @@ class Rows:
             start += len(block)
             weight = self.weight[: len(block)] if self.uniform else self.weight[block]
             gathered = self.take(block)
+            if prepare is not None:
+                with torch.no_grad():
+                    gathered = prepare(gathered)
             yield from zip(
                 gathered.split(parts), block.split(parts), weight.split(parts), strict=True
             )

@@ -52,6 +52,9 @@ class Objective:
     # Names of the loss terms that early stopping watches; None means all. What two adversaries
     # minimise has no meaning as a sum.
     watch = None
+    # What is done to each row before the steps see it and is not trained: callable or None. It runs
+    # on several small batches at once.
+    prepare = None
 
     def phases(self):
         """Return the phases: tuple of `Phase`; no two of them may share the name of a term."""
@@ -74,6 +77,7 @@ class Averaged(Objective):
 
     def __init__(self, objective):
         self.objective, self.watch = objective, objective.watch
+        self.prepare = objective.prepare
 
     def phases(self):
         first, *others = self.objective.phases()
@@ -221,9 +225,8 @@ def minimize(
     for epoch in range(max_iter):
         try:
             objective.on_epoch_start(epoch)
-            totals = _run_epoch(
-                phases, history.optimizers, rows, batch_size, generator, autocast, max_grad_norm
-            )
+            batches = rows.batches(batch_size, generator, objective.prepare)
+            totals = _run_epoch(phases, history.optimizers, batches, autocast, max_grad_norm)
             terms = _read(totals, rows.total_weight, epoch, task)
             if objective.on_epoch_end(epoch):
                 phases = objective.phases()
@@ -251,10 +254,10 @@ def minimize(
     return history
 
 
-def _run_epoch(phases, optimizers, rows, batch_size, generator, autocast, max_grad_norm):
+def _run_epoch(phases, optimizers, batches, autocast, max_grad_norm):
     """One pass over the rows; returns the running sum of each term, on the device."""
     totals = {}
-    for batch, index, weight in rows.batches(batch_size, generator):
+    for batch, index, weight in batches:
         for phase, optimizer in zip(phases, optimizers, strict=True):
             terms = _differentiate(phase, autocast, batch, index, weight)
             if max_grad_norm is not None:

@@ -197,17 +197,17 @@ def inertia_and_gradients(x, log_resp, centers, weight, prior):
     weighted = resp * weight[:, None, None]
     total_weight = weight.sum()
     log_mean, share = cluster_shares(log_resp, weight / total_weight)
-    strength = prior.strength_of(log_mean, total_weight)
-    share = share * strength
-    logit_gradient = torch.addcmul(-share, weighted, energy - expected)
-    logit_gradient.addcmul_(resp, share.sum(dim=2, keepdim=True))
+    penalty = -prior.strength_of(log_mean, total_weight)  # 1 - alpha
+    share = share * penalty
+    logit_gradient = torch.addcmul(share, weighted, energy - expected)
+    logit_gradient.addcmul_(resp, share.sum(dim=2, keepdim=True), value=-1)
     weighted = weighted.flatten(1)
     center_gradient = torch.addmm(
         weighted.sum(dim=0)[:, None] * flat, weighted.T, x, beta=2, alpha=-2
     )
     terms = {
         "inertia": weight @ (expected.squeeze(2) + x.square().sum(dim=1, keepdim=True)),
-        "balance": -(strength * log_mean).sum(dim=1),
+        "balance": (penalty * log_mean).sum(dim=1),
     }
     return terms, logit_gradient, center_gradient.view_as(centers)
 
@@ -260,13 +260,12 @@ class ClusteringObjective(Objective):
     """
 
     def __init__(self, embed, clustering, prior):
-        self.embed, self.clustering, self.prior = embed, clustering, prior
+        self.prepare, self.clustering, self.prior = embed, clustering, prior
 
     def phases(self):
         return (Phase(tuple(self.clustering.parameters()), self.step, closed_form=True),)
 
-    def step(self, batch, index, weight):
-        x = self.embed(batch)
+    def step(self, x, index, weight):
         log_resp = self.clustering.log_resp(x)
         terms, logits, centers = inertia_and_gradients(
             x, log_resp, self.clustering.centers(), weight, self.prior
