@@ -88,8 +88,10 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
 
-    def forward(self, x):
-        return self.decoder(self.encoder(x))
+    def forward(self, x, return_code=False):
+        z = self.encoder(x)
+        x_hat = self.decoder(z)
+        return (z, x_hat) if return_code else x_hat
 
 
 # --- Clustering head -------------------------------------------------------------------

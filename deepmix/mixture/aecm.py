@@ -150,10 +150,7 @@ class AECMNetwork(nn.Module):
 
     def decode(self, z):
         """Back to the units of the data: (B, latent_dim) -> (B, n_features)."""
-        return self.scaler.inverse(self.decode_standardized(z))
-
-    def decode_standardized(self, z):
-        return self.autoencoder.decoder(self.whitener.inverse(z))
+        return self.scaler.inverse(self.autoencoder.decoder(self.whitener.inverse(z)))
 
     def resp(self, x):
         """Responsibilities: (B, n_features) -> (B, n_clusters)."""
@@ -198,14 +195,10 @@ class JointObjective(Objective):
         return (Phase(parameters, self.step),)
 
     def step(self, batch, index, weight):
-        with full_precision(batch.device):
-            x = self.network.scaler(batch)
-        z = self.network.autoencoder.encoder(x).to(x)  # autocast, where it is on, ends here
-        with full_precision(x.device):
-            z = self.network.whitener(z)
-            codes = self.network.whitener.inverse(z)
-        x_hat = self.network.autoencoder.decoder(codes).to(x)
-        with full_precision(x.device):
+        x = self.network.scaler(batch)
+        code, x_hat = self.network.autoencoder(x, return_code=True)
+        with full_precision(x.device):  # autocast, where it is on, concerns the autoencoder only
+            z, x_hat = self.network.whitener(code.to(x)), x_hat.to(x)
             log_resp = self.network.log_resp(z)
             terms = self.row_terms(x, x_hat, z, log_resp.exp(), weight)
             return {**terms, **self.batch_terms(log_mean_resp(log_resp, weight), weight.sum())}
@@ -231,8 +224,10 @@ class JointObjective(Objective):
         """The loss of an epoch with these parameters, its batches as balanced as all rows."""
 
         def sums(batch, weight):
-            x, z = self.network.scaler(batch), self.network.encode(batch)
-            x_hat, resp = self.network.decode_standardized(z), self.network.log_resp(z).exp()
+            x = self.network.scaler(batch)
+            code, x_hat = self.network.autoencoder(x, return_code=True)
+            z = self.network.whitener(code)
+            resp = self.network.log_resp(z).exp()
             terms = self.row_terms(x, x_hat, z, resp, weight)
             return torch.cat([sum(terms.values())[None], weight @ resp]).double().cpu()
 
