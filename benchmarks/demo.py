@@ -49,7 +49,7 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
-    "digits": Setting(1e-3, 100, 30, 30, "image"),
+    "digits": Setting(1e-3, 100, 20, 40, "image"),
     "pendigits": Setting(1e-3, 100, 15, 20, "strokes"),
     "mnist": Setting(1e-2, 5, 15, 15, "image"),
 }
