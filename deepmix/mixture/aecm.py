@@ -10,15 +10,12 @@ ours that neither forget the k-means labels nor stall.
 from numbers import Integral, Real
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from sklearn.utils import check_array
-from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from deepmix._torch import full_precision, sum_batchwise, to_host
+from deepmix._torch import full_precision, sum_batchwise
 from deepmix.base import Interval, StrOptions
-from deepmix.center_mixture import CenterMixture
+from deepmix.center_mixture import LatentMixture
 from deepmix.distributions import DirichletPrior, log_mean_resp
 from deepmix.initialization import (
     ReconstructionObjective,
@@ -243,7 +240,7 @@ class JointObjective(Objective):
 # --- Estimator -------------------------------------------------------------------------
 
 
-class AECM(CenterMixture):
+class AECM(LatentMixture):
     """AE-CM: a clustering module and a deep autoencoder trained together.
 
     The encoder learns codes in which the clusters are spheres around orthonormal centres, the
@@ -389,7 +386,7 @@ class AECM(CenterMixture):
     """
 
     _parameter_constraints: dict = {
-        **CenterMixture._parameter_constraints,
+        **LatentMixture._parameter_constraints,
         "hidden_layer_sizes": ["array-like"],
         "latent_dim": [None, Interval(Integral, 1, None, closed="left")],
         "init": [
@@ -506,65 +503,6 @@ class AECM(CenterMixture):
             "tol": 0,
         }
         return cls(n_clusters, **{**settings, **parameters})
-
-    # --- Between codes and data ------------------------------------------------------
-
-    def inverse_transform(self, X):
-        """Decode codes.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, latent_dim)
-
-        Returns
-        -------
-        X_original : ndarray of shape (n_samples, n_features)
-        """
-        check_is_fitted(self)
-        codes = check_array(to_host(X), dtype=[np.float64, np.float32], order="C")
-        if codes.shape[1] != self._n_features_out:
-            raise ValueError(
-                f"X has {codes.shape[1]} columns; expected codes of latent_dim="
-                f"{self._n_features_out} dimensions, as transform gives them."
-            )
-        return self._apply("decode", codes)
-
-    def interpolate(self, start, stop, n_steps=9):
-        """Decode the straight line between two centres (Fig. 7).
-
-        Parameters
-        ----------
-        start, stop : int
-            Clusters.
-        n_steps : int, default=9
-            Points on the line, both ends included.
-
-        Returns
-        -------
-        X : ndarray of shape (n_steps, n_features)
-        """
-        check_is_fitted(self)
-        steps = np.linspace(0, 1, n_steps)[:, None]
-        ends = self.latent_centers_[[start, stop]]
-        return self.inverse_transform((1 - steps) * ends[0] + steps * ends[1])
-
-    def sample(self, n_samples=1):
-        """Draw codes from the spherical mixture around the centres, and decode them.
-
-        Parameters
-        ----------
-        n_samples : int, default=1
-
-        Returns
-        -------
-        X : ndarray of shape (n_samples, n_features)
-        labels : ndarray of shape (n_samples,)
-            Cluster that each row was drawn from.
-        """
-        check_is_fitted(self)
-        labels, noise = self._draw(n_samples, self._n_features_out)
-        codes = self.latent_centers_[labels] + np.sqrt(self.latent_variance_) * noise
-        return self.inverse_transform(codes), labels
 
     # --- Hooks of the base class -----------------------------------------------------
 
