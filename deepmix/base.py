@@ -124,7 +124,8 @@ class BaseDeepMixture(
             network = self._new_network(rows, together, random_state, generator, self._continues())
             history = self._train(network, rows, generator, random_state, reports)
             network.eval()
-            criteria = np.nan_to_num(np.atleast_1d(self._criterion(network, rows)), nan=np.inf)
+            criteria = np.atleast_1d(self._criterion(network, rows))
+            criteria = np.where(np.isnan(criteria), np.inf, criteria)
             restart = int(np.argmin(criteria))
             if best is None or criteria[restart] < best[0]:
                 best = criteria[restart], network, history, restart

@@ -137,7 +137,7 @@ class LatentMixture(CenterMixture):
         return self._apply("decode", codes)
 
     def interpolate(self, start, stop, n_steps=9):
-        """Decode the straight line between two centres (Fig. 7).
+        """Decode the straight line between two centres.
 
         Parameters
         ----------

@@ -230,7 +230,9 @@ class JointObjective(Objective):
 
         total, *nk = sum_batchwise(sums, rows)
         n_steps = len(rows.batch_sizes(batch_size))
-        log_mean = (torch.stack(nk) / rows.total_weight).log().to(rows.device, rows.dtype)
+        # A cluster whose responsibilities underflow in every row is dead, not infinitely bad.
+        mean = (torch.stack(nk) / rows.total_weight).clamp_min(torch.finfo(rows.dtype).tiny)
+        log_mean = mean.log().to(rows.device, rows.dtype)
         share = log_mean.new_tensor(rows.total_weight / n_steps)
         with torch.inference_mode():
             once = sum(self.batch_terms(log_mean, share).values())
@@ -590,7 +592,7 @@ class AECM(LatentMixture):
             )
         network.eval()  # the codes that predictions will see, whatever layers a user brings
         codes, weight = sample_rows(
-            rows, network.encode, self.n_clusters, random_state, self._n_codes()
+            rows, network.encode, self.n_clusters, random_state, self._n_codes(network)
         )
         if self.init == "pretrain-gmm":
             self._start_from_mixture(network, codes, weight, random_state)
@@ -605,9 +607,8 @@ class AECM(LatentMixture):
             history.interrupted |= then.interrupted
         return history
 
-    def _n_codes(self):
-        latent_dim = self.latent_dim or max(10, self.n_clusters)
-        return min(CODES, MIXTURE_BUDGET // (self.n_clusters * latent_dim))
+    def _n_codes(self, network):
+        return min(CODES, MIXTURE_BUDGET // network.clustering.decoder_weight.numel())
 
     def _start_from_mixture(self, network, codes, weight, random_state):
         """Whiten the codes by what varies within the clusters of a full-covariance mixture."""

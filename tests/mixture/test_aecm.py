@@ -270,6 +270,17 @@ def test_the_full_loss_is_that_of_a_step_where_one_batch_holds_all(overlapping, 
     assert objective.full_loss(rows, len(X)) == pytest.approx(float(step), rel=RTOL)
 
 
+@pytest.mark.parametrize("concentration", [0.5, 2.0, "auto"])
+def test_the_full_loss_of_a_dead_cluster_is_finite(concentration, blobs, small):
+    X, _ = blobs
+    model = quietly(small(AECM, concentration=concentration).fit, X)
+    network = model._rebuild(torch.float32, torch.device("cpu"))
+    with torch.no_grad():
+        network.clustering.encoder_bias[0] = -1e6
+    rows = Rows(X, torch.device("cpu"), torch.float32)
+    assert np.isfinite(model._objective(network, rows).full_loss(rows, 50))
+
+
 def test_the_full_loss_does_not_depend_on_the_order_of_rows(small):
     X, y = make_blobs(9000, centers=4, n_features=3, random_state=0)
     model = quietly(small(AECM, max_iter=1, pretrain_max_iter=1, batch_size=500).fit, X)
