@@ -25,6 +25,7 @@ FITS = {
             "learning_rate_init": 1e-3,
             "max_iter": 10,
             "init": "k-means",
+            "n_init": 1,  # k-means gives all restarts one partition: rounding would choose
         },
     ),
     "ClusteringModule, paper": (
