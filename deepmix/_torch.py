@@ -146,14 +146,14 @@ class Rows:
             batch = self._dense.index_select(0, index.to(self._dense.device))
         return batch.to(self.device, self.dtype)
 
-    def batches(self, batch_size, generator=None, prepare=None):
+    def batches(self, batch_size, generator=None, prepare=None, even=False):
         """Yield ``(batch, index, weight)``, on the device, over the rows of positive weight.
 
         With a generator the rows come in a fresh random order; one batch that holds all rows
         keeps their order, since it would not change any sum. ``prepare`` maps rows to rows, each
-        by itself; small batches are cut from one preparation.
+        by itself; small batches are cut from one preparation. ``even`` is for `batch_sizes`.
         """
-        order, sizes = self.visited, self.batch_sizes(batch_size)
+        order, sizes = self.visited, self.batch_sizes(batch_size, even)
         if generator is not None and len(sizes) > 1:
             order = order[torch.randperm(len(order), generator=generator)]
         order = order.to(self.device)  # once an epoch, not once a batch
@@ -173,13 +173,17 @@ class Rows:
                 gathered.split(parts), block.split(parts), weight.split(parts), strict=True
             )
 
-    def batch_sizes(self, batch_size):
+    def batch_sizes(self, batch_size, even=False):
         """Rows of each batch of an epoch: the last is short, or one longer.
 
         A single row left over joins the batch before it: batch normalisation has no variance
-        of one row.
+        of one row. ``even`` makes as many batches and deals the rows out evenly.
         """
         whole, rest = divmod(len(self.visited), batch_size)
+        if even:
+            n_batches = whole + (rest > 0)
+            size, longer = divmod(len(self.visited), n_batches)
+            return [size + 1] * longer + [size] * (n_batches - longer)
         sizes = [batch_size] * whole
         if rest == 1 and whole:
             sizes[-1] += 1
@@ -188,7 +192,7 @@ class Rows:
         return sizes
 
     def moments(self):
-        """Weighted mean of shape (n_features,) and total variance (its trace), as float64.
+        """Weighted mean and variance of each feature: two tensors (n_features,), float64.
 
         Two passes, batch by batch: data with a large offset lose no digits, and no copy of
         the data is made.
@@ -197,8 +201,14 @@ class Rows:
             rows = self.visited.split(inference_batch_size(self.n_features))
             mean = sum(self._weighted(index, None) for index in rows) / self.total_weight
             spread = sum(self._weighted(index, mean) for index in rows)
-            self._moments = mean, float(spread.sum()) / self.total_weight
+            self._moments = mean, spread / self.total_weight
         return self._moments
+
+    def limits(self):
+        """Smallest and largest value among the rows of positive weight: float, float."""
+        parts = self.visited.split(inference_batch_size(self.n_features))
+        ends = [self.take(index).aminmax() for index in parts]
+        return min(float(end.min) for end in ends), max(float(end.max) for end in ends)
 
     def _weighted(self, index, centre):
         # float64 on the CPU: not every accelerator has it.

@@ -207,10 +207,14 @@ class BaseDeepMixture(
         """What a fitted estimator needs to predict, as arrays: dict of name to value."""
         arguments = self._fitted_arguments(network, rows)
         return {
-            "_state": state_to_numpy(network.select(restart)),
+            "_state": state_to_numpy(self._kept(network, restart)),
             "_arguments": arguments,
             "n_clusters_": arguments["n_clusters"],
         }
+
+    def _kept(self, network, restart):
+        """What stays of a network that holds several restarts."""
+        return network.select(restart)
 
     def _fitted_arguments(self, network, rows):
         """Arguments that rebuild a trained network; other than asked for if its K has changed."""
@@ -364,7 +368,8 @@ class BaseDeepMixture(
 
     def _check_scale(self, rows):
         """Refuse data that overflow, and warn of data that lose their digits."""
-        mean, variance = rows.moments()
+        mean, variances = rows.moments()
+        variance = float(variances.sum())
         if not (torch.isfinite(mean).all() and math.isfinite(variance)):
             raise ValueError(
                 f"X has values too large to compute with in {rows.dtype}: their mean or "

@@ -176,9 +176,9 @@ class LatentMixture(CenterMixture):
 
 def center_mixture(network, rows):
     """Centres, weights and variance of the mixture of `CenterMixture.score_samples`."""
-    _, total_variance = rows.moments()
+    _, variances = rows.moments()
     # In units of the data's own spread, squares of huge values do not overflow.
-    unit = math.sqrt(total_variance / rows.n_features) or 1.0
+    unit = math.sqrt(variances.mean()) or 1.0
     with torch.inference_mode():
         centers = network.cluster_centers()
 

@@ -200,7 +200,7 @@ def build_autoencoder(
     *,
     encoder=None,
     decoder=None,
-    bias="zeros",
+    scheme="glorot",
 ):
     """Build an autoencoder on the CPU: mirrored MLPs, or what the user gives.
 
@@ -214,7 +214,8 @@ def build_autoencoder(
         Draws the weights of every part that is not an `nn.Module` instance.
     encoder, decoder : None, callable or nn.Module
         See `deepmix.networks.make_coder`.
-    bias : {'zeros', 'glorot'}
+    scheme : {'glorot', 'glorot-normal'}
+        See `deepmix.networks.init_weights`.
 
     Returns
     -------
@@ -230,7 +231,7 @@ def build_autoencoder(
     for spec, shape, name in ((encoder, sizes, "encoder"), (decoder, sizes[::-1], "decoder")):
         part = make_coder(spec, shape, name)
         if is_meta(part):
-            part = materialize(part, generator, bias)
+            part = materialize(part, generator, scheme)
         part = part.to("cpu")
         check_shapes(part, shape[0], shape[-1], name)
         parts.append(part)

@@ -13,25 +13,24 @@ from torch import nn
 # --- Initial weights -------------------------------------------------------------------
 
 
-def init_weights(module, generator, bias="zeros"):
-    """Draw Glorot-uniform kernels for every linear and convolutional layer, in place.
+def init_weights(module, generator, scheme="glorot"):
+    """Draw the kernel and bias of every linear and convolutional layer, in place.
 
     Parameters
     ----------
     module : nn.Module
         On the CPU.
     generator : torch.Generator
-    bias : {'zeros', 'glorot'}
-        ``'glorot'`` draws each bias of length n from a normal of standard deviation
-        ``1 / sqrt(n)`` truncated at two deviations, as the authors of AE-CM do.
+    scheme : {'glorot', 'glorot-normal', 'fan-in'}
+        The first two have Glorot-uniform kernels, with zero biases or with normal ones, as the
+        authors of AE-CM draw them (see `init_bias`). ``'fan-in'`` is how PyTorch's own layers
+        start: kernel and bias uniform within ``1 / sqrt(fan_in)``.
     """
     for layer in module.modules():
         own = dict(layer.named_parameters(recurse=False))
         weight, rest = own.get("weight"), set(own) - {"weight", "bias"}
         if weight is not None and weight.dim() >= 2 and not rest:
-            nn.init.xavier_uniform_(weight, generator=generator)
-            if "bias" in own:
-                init_bias(own["bias"], generator, bias)
+            _init_layer(weight, own.get("bias"), generator, scheme)
         elif hasattr(layer, "reset_parameters") and all(p.dim() < 2 for p in own.values()):
             layer.reset_parameters()  # normalisation layers: constants, no draw
         elif own:
@@ -43,10 +42,24 @@ def init_weights(module, generator, bias="zeros"):
     return module
 
 
-def init_bias(tensor, generator, bias):
-    """Set a bias in place: 'zeros', or 'glorot' (see `init_weights`)."""
-    if bias == "zeros":
-        return nn.init.zeros_(tensor)
+def _init_layer(weight, bias, generator, scheme):
+    if scheme == "fan-in":
+        bound = weight[0].numel() ** -0.5
+        nn.init.uniform_(weight, -bound, bound, generator=generator)
+    else:
+        nn.init.xavier_uniform_(weight, generator=generator)
+    if bias is None:
+        return
+    if scheme == "fan-in":
+        nn.init.uniform_(bias, -bound, bound, generator=generator)
+    elif scheme == "glorot-normal":
+        init_bias(bias, generator)
+    else:
+        nn.init.zeros_(bias)
+
+
+def init_bias(tensor, generator):
+    """Draw a bias of length n from a normal of deviation ``1 / sqrt(n)`` cut at two deviations."""
     # A normal cut at two deviations has .8796 of its deviation: the cut one is to have 1/sqrt(n).
     deviation = 1.0 / (0.87962566103423978 * math.sqrt(tensor.shape[-1]))
     return nn.init.trunc_normal_(
@@ -73,6 +86,123 @@ class MLP(nn.Sequential):
         for n_in, n_out in itertools.pairwise(sizes):
             layers += [nn.Linear(n_in, n_out), nn.LeakyReLU(negative_slope, inplace=True)]
         super().__init__(*layers[:-1])
+
+
+class StackedMLP(nn.Module):
+    """Perceptrons of one shape side by side, with ReLU between layers and none after the last.
+
+    (B, n_in) -> (B, n_members, n_out): one batched product a layer, whatever their number.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Width of the input, of each hidden layer, and of the output.
+    n_members : int, default=1
+    """
+
+    def __init__(self, sizes, n_members=1):
+        super().__init__()
+        pairs = list(itertools.pairwise(sizes))
+        shapes = [((n_members, n, m), (n_members, 1, m)) for n, m in pairs]
+        self.weights = nn.ParameterList([torch.zeros(weight) for weight, _ in shapes])
+        self.biases = nn.ParameterList([torch.zeros(bias) for _, bias in shapes])
+
+    def forward(self, x):
+        x = x.expand(len(self.weights[0]), *x.shape)
+        last = len(self.weights) - 1
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias, x, weight)
+            x = x if i == last else x.relu_()
+        return x.transpose(0, 1)
+
+    @torch.no_grad()
+    def init_weights(self, generator):
+        """Start as PyTorch's own layers do: uniform within ``1 / sqrt(fan_in)``."""
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            bound = weight.shape[1] ** -0.5
+            weight.uniform_(-bound, bound, generator=generator)
+            bias.uniform_(-bound, bound, generator=generator)
+        return self
+
+    def select(self, member):
+        """One of the perceptrons, as a stack of one."""
+        chosen = copy.deepcopy(self)
+        for parameters in (chosen.weights, chosen.biases):
+            for parameter in parameters:
+                parameter.data = parameter.data[member : member + 1]
+        return chosen
+
+
+class Members(nn.ModuleList):
+    """Networks of any kind side by side: (B, ...) -> (B, n_members, n_out), one after another."""
+
+    def forward(self, x):
+        return torch.stack([network(x) for network in self], dim=1)
+
+    def select(self, member):
+        """One of the networks, as the only member."""
+        return Members([self[member]])
+
+
+# --- Convolutional networks ------------------------------------------------------------
+
+# Table 2 of Tissera et al. (2022), without the last layer.
+CONVOLUTIONS = {
+    "mnist": "C64 M C128 M C256 F32",
+    "cifar": "C64 C64 M C128 C128 M C256 C256",
+    "stl10": "C64 C64 M C128 C128 M C256 C256 M C256 C256",
+}
+
+
+class ConvNet(nn.Sequential):
+    """A convolutional network from a line of text.
+
+    Parameters
+    ----------
+    spec : str
+        A name of `CONVOLUTIONS`, or layers: ``Cn`` a 3x3 convolution with n filters, padding 1 and
+        ReLU, ``M`` a 2x2 max-pooling, ``Fn`` a dense layer of n with ReLU.
+    image_shape : tuple of int
+        (channels, height, width).
+    n_out : int
+        Width of the dense layer that ends the network.
+
+    Raises
+    ------
+    ValueError
+        If the text cannot be read, or pools more often than the image can be halved.
+    """
+
+    def __init__(self, spec, image_shape, n_out):
+        channels, height, width = image_shape
+        dense, layers = False, []
+        for token in CONVOLUTIONS.get(spec, spec).split():
+            if token == "M" and not dense and min(height, width) > 1:
+                layers.append(nn.MaxPool2d(2))
+                height, width = height // 2, width // 2
+            elif (n := _layer_width(token, "C")) and not dense:
+                layers += [nn.Conv2d(channels, n, 3, padding=1), nn.ReLU(inplace=True)]
+                channels = n
+            elif n := _layer_width(token, "F"):
+                layers += [] if dense else [nn.Flatten()]
+                n_in = channels if dense else channels * height * width
+                layers += [nn.Linear(n_in, n), nn.ReLU(inplace=True)]
+                dense, channels = True, n
+            else:
+                raise ValueError(
+                    f"network={spec!r} cannot be read at {token!r} for images of shape "
+                    f"{tuple(image_shape)}. Use a name out of {sorted(CONVOLUTIONS)}, or layers "
+                    "such as 'C32 M C64 F32': Cn convolutes, M halves height and width, Fn is "
+                    "dense and comes last."
+                )
+        layers += [] if dense else [nn.Flatten()]
+        layers.append(nn.Linear(channels if dense else channels * height * width, n_out))
+        super().__init__(*layers)
+
+
+def _layer_width(token, kind):
+    """The number behind a letter: ``'C64'`` -> 64; 0 for anything else."""
+    return int(token[1:]) if token[:1] == kind and token[1:].isdigit() else 0
 
 
 class Autoencoder(nn.Module):
@@ -146,7 +276,7 @@ class ClusteringNetwork(nn.Module):
         for kernel in (self.encoder_weight, self.decoder_weight):
             kernel.uniform_(-bound, bound, generator=generator)
         for bias in (self.encoder_bias.view(self.n_restarts, -1), self.decoder_bias):
-            init_bias(bias, generator, "glorot")
+            init_bias(bias, generator)
         self.encoder_weight.mul_(gain)
         self.encoder_bias.mul_(gain)
         return self
@@ -203,22 +333,34 @@ class Standardizer(nn.Module):
 
     One number for all features: Euclidean clusters stay what they are.
 
+    Parameters
+    ----------
+    n_features : int
+    per_feature : bool, default=False
+        Divide each feature by its own deviation instead.
+
     Attributes
     ----------
     mean : Tensor of shape (n_features,)
-    scale : Tensor of shape ()
+    scale : Tensor of shape () or (n_features,)
     """
 
-    def __init__(self, n_features):
+    def __init__(self, n_features, per_feature=False):
         super().__init__()
         self.register_buffer("mean", torch.zeros(n_features))
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("scale", torch.ones(n_features if per_feature else ()))
 
-    def fit(self, mean, total_variance):
-        """Set the buffers from `Rows.moments`; constant data keep their scale."""
+    def fit(self, mean, variances):
+        """Set the buffers from `Rows.moments`; what is constant keeps its scale."""
         self.mean.copy_(mean)
-        if total_variance > 0:
-            self.scale.fill_(math.sqrt(total_variance / len(mean)))
+        deviation = (variances if self.scale.dim() else variances.mean()).sqrt()
+        self.scale.copy_(torch.where(deviation > 0, deviation, 1.0))
+        return self
+
+    def fit_limits(self, low, high):
+        """Set the buffers so that values from ``low`` to ``high`` become 0 to 1."""
+        self.mean.fill_(low)
+        self.scale.fill_(high - low or 1.0)
         return self
 
     def forward(self, x):
@@ -267,7 +409,7 @@ def build_on_meta(factory):
         return factory()
 
 
-def materialize(module, generator, bias="zeros"):
+def materialize(module, generator, scheme="glorot"):
     """Give a module from `build_on_meta` memory on the CPU and weights from ``generator``."""
     if any(
         buffer.is_meta and not _resettable(module, name) for name, buffer in module.named_buffers()
@@ -276,7 +418,7 @@ def materialize(module, generator, bias="zeros"):
             f"{type(module).__name__} registers buffers, which a network built by a callable "
             "cannot keep. Compute them in forward, or pass an nn.Module instance instead."
         )
-    return init_weights(module.to_empty(device="cpu"), generator, bias)
+    return init_weights(module.to_empty(device="cpu"), generator, scheme)
 
 
 def _resettable(module, buffer_name):
@@ -294,6 +436,7 @@ def make_coder(spec, sizes, name):
         None: an `MLP` of ``sizes``, on the meta device. A callable ``(n_in, n_out) ->
         nn.Module`` is called under the meta device. A module is copied, weights and all.
     sizes : tuple of int
+        The first may be a shape instead, of what a row is unfolded to.
     name : str
         Of the parameter, for messages.
 
@@ -329,17 +472,18 @@ def is_meta(module):
 def check_shapes(module, n_in, n_out, name):
     """Raise ValueError unless ``module`` maps a batch (2, n_in) to (2, n_out)."""
     mode = module.training
+    given = (2, *n_in) if isinstance(n_in, tuple) else (2, n_in)
     try:
         with torch.no_grad():
-            shape = tuple(module.eval()(torch.zeros(2, n_in)).shape)
+            shape = tuple(module.eval()(torch.zeros(given)).shape)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         raise ValueError(
-            f"{name} cannot be applied to a batch of shape (2, {n_in}): {error}"
+            f"{name} cannot be applied to a batch of shape {given}: {error}"
         ) from error
     finally:
         module.train(mode)
     if shape != (2, n_out):
         raise ValueError(
-            f"{name} must map a batch of shape (2, {n_in}) to (2, {n_out}); it gave {shape}. "
-            "Check its sizes against n_features and latent_dim."
+            f"{name} must map a batch of shape {given} to (2, {n_out}); it gave {shape}. "
+            "Check its sizes against those of the data and of what it is to give."
         )

@@ -49,12 +49,16 @@ class Objective:
     optimiser. Updates in closed form (centroids, mixtures) belong in the hooks.
     """
 
-    # Names of the loss terms that early stopping watches; None means all. What two adversaries
-    # minimise has no meaning as a sum.
+    # Names of the terms whose sum is the loss, which early stopping goes by; None means all. What
+    # two adversaries minimise has no meaning as a sum, and a term may be there to be looked at
+    # only: without a gradient, and not named here.
     watch = None
     # What is done to each row before the steps see it and is not trained: callable or None. It runs
     # on several small batches at once.
     prepare = None
+    # Whether a short last batch would do harm, as it does where a loss holds statistics of the
+    # batch: then all batches are made as equal as can be.
+    even_batches = False
 
     def phases(self):
         """Return the phases: tuple of `Phase`; no two of them may share the name of a term."""
@@ -77,7 +81,7 @@ class Averaged(Objective):
 
     def __init__(self, objective):
         self.objective, self.watch = objective, objective.watch
-        self.prepare = objective.prepare
+        self.prepare, self.even_batches = objective.prepare, objective.even_batches
 
     def phases(self):
         first, *others = self.objective.phases()
@@ -124,6 +128,8 @@ class History:
         Whether a KeyboardInterrupt ended it.
     stopped : bool
         Whether another callback ended it.
+    watch : tuple of str or None
+        Terms that the loss sums; None means all.
     optimizers : list
         To be handed to the next `minimize` on the same parameters.
     before : dict of str to list of ndarray
@@ -134,6 +140,7 @@ class History:
     converged: bool = False
     interrupted: bool = False
     stopped: bool = False
+    watch: tuple | None = None
     optimizers: list = field(default_factory=list)
     before: dict = field(default_factory=dict)
 
@@ -148,7 +155,9 @@ class History:
     def arrays(self, restart=0):
         """Curves of one restart, and the sum of its terms: dict of ndarray of shape (n_iter,)."""
         curves, before = _curves(self.terms, restart), _curves(self.before, restart)
-        return {"loss": sum(curves.values()), **curves, **before} if curves else before
+        if not curves:
+            return before
+        return {"loss": sum(curves[name] for name in self.watch or curves), **curves, **before}
 
 
 def _curves(terms, restart):
@@ -173,6 +182,7 @@ def minimize(
     callbacks=(),
     solver="adam",
     epsilon=1e-8,
+    weight_decay=0.0,
     max_grad_norm=None,
     precision="float32",
     optimizers=None,
@@ -196,6 +206,9 @@ def minimize(
     solver : {'adam', 'sgd'}
     epsilon : float
         Adam's.
+    weight_decay : float
+        Factor of the squared norm of the parameters, halved, in the loss of a batch: since that is
+        a sum over rows, the factor for a mean is to be multiplied by the weight of a batch.
     max_grad_norm : float or None
         Clip the gradient of each phase to this norm, restarts together.
     precision : {'float32', 'bfloat16'}
@@ -217,15 +230,18 @@ def minimize(
         in all of them.
     """
     phases = objective.phases()
-    build = _OptimizerFactory(solver, learning_rate, epsilon)
-    history = History(optimizers=_resume(optimizers, [build(phase) for phase in phases]))
+    build = _OptimizerFactory(solver, learning_rate, epsilon, weight_decay)
+    history = History(
+        watch=objective.watch,
+        optimizers=_resume(optimizers, [build(phase) for phase in phases]),
+    )
     guard = Checkpoint([p for phase in phases for p in phase.parameters])
     stops = []
     autocast = _autocast(rows.device, precision)
     for epoch in range(max_iter):
         try:
             objective.on_epoch_start(epoch)
-            batches = rows.batches(batch_size, generator, objective.prepare)
+            batches = rows.batches(batch_size, generator, objective.prepare, objective.even_batches)
             totals = _run_epoch(phases, history.optimizers, batches, autocast, max_grad_norm)
             terms = _read(totals, rows.total_weight, epoch, task)
             if objective.on_epoch_end(epoch):
@@ -315,16 +331,18 @@ def _read(totals, total_weight, epoch, task):
 class _OptimizerFactory:
     """Builds the optimiser of a phase, fused into one kernel where torch has one."""
 
-    def __init__(self, solver, learning_rate, epsilon):
-        self.solver, self.learning_rate, self.epsilon = solver, learning_rate, epsilon
+    def __init__(self, solver, learning_rate, epsilon, weight_decay):
+        self.solver, self.learning_rate = solver, learning_rate
+        self.epsilon, self.weight_decay = epsilon, weight_decay
 
     def __call__(self, phase):
         rate = self.learning_rate if phase.learning_rate is None else phase.learning_rate
         device = phase.parameters[0].device.type
         options = {"fused": True} if device in ("cpu", "cuda") else {"foreach": True}
+        options |= {"lr": rate, "weight_decay": self.weight_decay}
         if self.solver == "sgd":
-            return torch.optim.SGD(phase.parameters, lr=rate, **options)
-        return torch.optim.Adam(phase.parameters, lr=rate, eps=self.epsilon, **options)
+            return torch.optim.SGD(phase.parameters, **options)
+        return torch.optim.Adam(phase.parameters, eps=self.epsilon, **options)
 
 
 def optimizer_to_numpy(optimizer):

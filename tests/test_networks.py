@@ -6,9 +6,13 @@ import torch
 from torch import nn
 
 from deepmix.networks import (
+    CONVOLUTIONS,
     MLP,
     Autoencoder,
     ClusteringNetwork,
+    ConvNet,
+    Members,
+    StackedMLP,
     Standardizer,
     Whitener,
     build_on_meta,
@@ -43,8 +47,21 @@ def test_kernels_are_glorot_uniform_and_biases_zero():
     assert torch.equal(layer.bias, torch.zeros(200))
 
 
+def test_the_scheme_fan_in_is_how_pytorch_starts_its_layers():
+    for layer in (nn.Linear(60, 500), nn.Conv2d(7, 90, 3)):
+        first = [p.clone() for p in layer.parameters()]
+        init_weights(layer, generator(), "fan-in")
+        bound = layer.weight[0].numel() ** -0.5
+        for ours, theirs in zip(layer.parameters(), first, strict=True):
+            assert not torch.equal(ours, theirs)
+            assert ours.abs().max() <= bound
+            assert theirs.abs().max() <= bound
+            assert ours.std().item() == pytest.approx(bound / 3**0.5, rel=0.15)
+            assert theirs.std().item() == pytest.approx(bound / 3**0.5, rel=0.15)
+
+
 def test_glorot_biases_have_the_authors_deviation_and_cut():
-    bias = init_bias(torch.empty(50_000), generator(), "glorot") * 50_000**0.5
+    bias = init_bias(torch.empty(50_000), generator()) * 50_000**0.5
     assert bias.std().item() == pytest.approx(1.0, rel=0.02)
     assert bias.abs().max().item() <= 2 / 0.8796 * 1.001
 
@@ -133,21 +150,108 @@ def test_a_random_start_differs_between_restarts_and_scales_its_logits():
     torch.testing.assert_close(strong.centers(), plain.centers())
 
 
+# --- Networks side by side, convolutions ---
+
+
+def test_stacked_perceptrons_are_perceptrons_one_by_one():
+    stack = StackedMLP((4, 6, 5, 3), 7).double().init_weights(generator())
+    x = torch.randn(9, 4, generator=generator(1)).double()
+    together = stack(x)
+    assert together.shape == (9, 7, 3)
+    for m in range(7):
+        out = x
+        for i, (weight, bias) in enumerate(zip(stack.weights, stack.biases, strict=True)):
+            out = out @ weight[m] + bias[m, 0]
+            out = out if i == 2 else out.relu()
+        torch.testing.assert_close(together[:, m], out, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(stack.select(m)(x)[:, 0], out, rtol=1e-12, atol=1e-12)
+
+
+def test_a_member_chosen_from_a_stack_shares_no_memory_that_training_changes():
+    stack = StackedMLP((2, 3), 2).init_weights(generator())
+    chosen = stack.select(1)
+    before = chosen.weights[0].clone()
+    stack.weights[0].data.zero_()
+    assert torch.equal(chosen.weights[0], before)
+
+
+def test_stacked_perceptrons_start_as_pytorchs_layers_do():
+    stack = StackedMLP((64, 500), 3).init_weights(generator())
+    assert stack.weights[0].abs().max() <= 1 / 8
+    assert stack.weights[0].std().item() == pytest.approx(1 / 8 / 3**0.5, rel=0.02)
+    assert not torch.equal(stack.weights[0][0], stack.weights[0][1])
+
+
+def test_members_are_called_one_by_one():
+    members = Members([nn.Linear(3, 2) for _ in range(4)])
+    x = torch.randn(5, 3, generator=generator())
+    assert members(x).shape == (5, 4, 2)
+    torch.testing.assert_close(members.select(2)(x)[:, 0], members[2](x))
+
+
+@pytest.mark.parametrize(
+    ("name", "image_shape", "count"),
+    [
+        ("mnist", (2, 28, 28), 772_010),
+        ("cifar", (2, 32, 32), 1_308_682),
+        ("stl10", (2, 96, 96), 2_693_642),
+    ],
+)
+def test_the_papers_networks_have_the_papers_number_of_parameters(name, image_shape, count):
+    network = build_on_meta(lambda: ConvNet(name, image_shape, 10))
+    assert sum(p.numel() for p in network.parameters()) == count
+    assert name in CONVOLUTIONS
+
+
+def test_a_line_of_text_is_a_network():
+    network = ConvNet("C4 M C8 F5 F6", (1, 6, 9), 3)
+    kinds = [type(layer).__name__ for layer in network]
+    conv, dense = ["Conv2d", "ReLU"], ["Linear", "ReLU"]
+    assert kinds == [*conv, "MaxPool2d", *conv, "Flatten", *dense, *dense, "Linear"]
+    assert network[6].in_features == 8 * 3 * 4
+    assert network(torch.zeros(2, 1, 6, 9)).shape == (2, 3)
+    assert ConvNet("", (1, 2, 2), 3)(torch.zeros(5, 1, 2, 2)).shape == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "token"),
+    [("C4 X3", "X3"), ("C4 M M M", "M"), ("F3 C4", "C4"), ("C", "C"), ("lenet", "lenet")],
+)
+def test_a_line_that_cannot_be_read_is_refused_at_its_word(spec, token):
+    with pytest.raises(ValueError, match=f"cannot be read at '{token}'.*Use a name out of"):
+        ConvNet(spec, (1, 5, 5), 3)
+
+
 # --- Scaling ---
 
 
 def test_standardised_data_have_unit_variance_on_average_and_come_back():
     x = torch.randn(100, 3, generator=generator()).double() * torch.tensor([1.0, 5.0, 20.0]) + 7
-    variance = float(x.var(dim=0, correction=0).sum())
-    scaler = Standardizer(3).double().fit(x.mean(dim=0), variance)
+    scaler = Standardizer(3).double().fit(x.mean(dim=0), x.var(dim=0, correction=0))
     z = scaler(x)
     assert z.var(dim=0, correction=0).mean().item() == pytest.approx(1.0, rel=1e-6)
     torch.testing.assert_close(z.mean(dim=0), torch.zeros(3).double(), atol=1e-9, rtol=0)
     torch.testing.assert_close(scaler.inverse(z), x)
 
 
+def test_per_feature_each_feature_has_unit_variance_and_constants_keep_theirs():
+    x = torch.randn(50, 3, generator=generator()).double() * torch.tensor([1.0, 9.0, 0.0]) + 3
+    scaler = Standardizer(3, per_feature=True).double()
+    z = scaler.fit(x.mean(dim=0), x.var(dim=0, correction=0))(x)
+    torch.testing.assert_close(z.mean(dim=0), torch.zeros(3).double(), rtol=0, atol=1e-12)
+    expected = torch.tensor([1.0, 1.0, 0.0]).double()
+    torch.testing.assert_close(z.var(dim=0, correction=0), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(scaler.inverse(z), x, rtol=1e-12, atol=1e-12)
+
+
+def test_limits_become_zero_and_one():
+    scaler = Standardizer(2).fit_limits(-3.0, 5.0)
+    assert scaler(torch.tensor([[-3.0, 5.0]])).tolist() == [[0.0, 1.0]]
+    assert Standardizer(2).fit_limits(4.0, 4.0)(torch.full((1, 2), 4.0)).tolist() == [[0.0, 0.0]]
+
+
 def test_constant_data_keep_their_scale():
-    scaler = Standardizer(2).fit(torch.tensor([3.0, 4.0]), 0.0)
+    scaler = Standardizer(2).fit(torch.tensor([3.0, 4.0]), torch.zeros(2))
     assert scaler.scale == 1.0
     assert torch.equal(scaler(torch.tensor([[3.0, 4.0]])), torch.zeros(1, 2))
 

@@ -160,6 +160,24 @@ def test_no_batch_of_one_row_follows_a_larger_one(n, size, sizes):
     assert [len(batch) for batch, _, _ in rows.batches(size)] == sizes
 
 
+@pytest.mark.parametrize(
+    ("n", "size", "sizes"),
+    [(10, 4, [4, 3, 3]), (8, 4, [4, 4]), (9, 4, [3, 3, 3]), (1, 4, [1]), (3, 4, [3])],
+)
+def test_even_batches_differ_by_one_row_at_most(n, size, sizes):
+    rows = rows_of(numbers(n))
+    assert rows.batch_sizes(size, even=True) == sizes
+    assert [len(batch) for batch, _, _ in rows.batches(size, even=True)] == sizes
+
+
+@pytest.mark.parametrize("convert", [np.asarray, sp.csr_array])
+def test_limits_are_those_of_the_rows_that_count(convert):
+    X = numbers()
+    weight = (X.max(axis=1) < X.max()).astype(float)
+    kept = X[weight > 0]
+    assert rows_of(convert(X), weight=weight).limits() == (kept.min(), kept.max())
+
+
 def test_weights_that_underflow_in_training_count_as_zero():
     rows = Rows(numbers(4), torch.device("cpu"), torch.float32, np.array([1, 1e-60, 1, 1e-60]))
     assert rows.visited.tolist() == [0, 2]
@@ -182,20 +200,20 @@ def test_a_read_only_memory_map_is_served_without_warning(tmp_path):
 
 @pytest.mark.parametrize("convert", [np.asarray, sp.csr_array])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_moments_are_weighted_mean_and_total_variance(convert, weighted):
+def test_moments_are_weighted_means_and_variances(convert, weighted):
     X = numbers()
     weight = np.random.default_rng(1).integers(0, 4, 50).astype(float) if weighted else None
-    mean, variance = rows_of(convert(X), weight=weight).moments()
+    mean, variances = rows_of(convert(X), weight=weight).moments()
     expected = np.average(X, axis=0, weights=weight)
     np.testing.assert_allclose(mean, expected, rtol=1e-12)
-    spread = np.average(np.square(X - expected).sum(axis=1), weights=weight)
-    assert variance == pytest.approx(spread, rel=1e-12)
+    spread = np.average(np.square(X - expected), axis=0, weights=weight)
+    np.testing.assert_allclose(variances, spread, rtol=1e-12)
 
 
 def test_moments_keep_their_digits_beside_a_large_offset():
     X = numbers()
-    _, variance = rows_of(X + 1e7).moments()
-    assert variance == pytest.approx(X.var(axis=0).sum(), rel=1e-8)
+    _, variances = rows_of(X + 1e7).moments()
+    np.testing.assert_allclose(variances, X.var(axis=0), rtol=1e-8)
 
 
 # --- Batch-wise application ---

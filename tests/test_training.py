@@ -514,3 +514,40 @@ def test_a_restart_that_diverges_leaves_the_others():
     curves = history.terms["square"]
     assert len(curves) == 2
     assert np.isfinite(curves[-1]).tolist() == [True, False]
+
+
+def test_the_loss_sums_the_terms_that_are_watched():
+    class Looked(Mean):
+        watch = ("distance",)
+
+        def step(self, batch, index, weight):
+            terms = super().step(batch, index, weight)
+            return {**terms, "rows": weight.sum()}  # no gradient, no loss
+
+    plain, looked = Mean(), Looked()
+    histories = [train(objective) for objective in (plain, looked)]
+    assert torch.equal(plain.centre, looked.centre)
+    curves = histories[1].arrays()
+    np.testing.assert_array_equal(curves["loss"], histories[0].arrays()["loss"])
+    np.testing.assert_allclose(curves["rows"], 1.0)
+
+
+def test_weight_decay_adds_the_halved_squared_norm_to_the_loss_of_a_batch():
+    class Decayed(Mean):
+        def step(self, batch, index, weight):
+            norm = self.centre.square().sum()
+            return {**super().step(batch, index, weight), "norm": 0.5 * 7.0 * norm}
+
+    by_option, by_hand = Mean(), Decayed()
+    train(by_option, weight_decay=7.0)
+    train(by_hand)
+    torch.testing.assert_close(by_option.centre, by_hand.centre, rtol=1e-10, atol=0)
+
+
+def test_even_batches_are_asked_for_by_the_objective():
+    class Even(Mean):
+        even_batches = True
+
+    for objective, sizes in ((Mean(), [12, 12, 12, 4]), (Even(), [10, 10, 10, 10])):
+        train(objective, batch_size=12, max_iter=1)
+        assert [len(index) for index in objective.seen] == sizes

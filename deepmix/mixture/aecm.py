@@ -543,7 +543,7 @@ class AECM(LatentMixture):
         network.autoencoder = build_autoencoder(
             rows.n_features,
             generator=generator,
-            bias="glorot" if self.init == "random" else "zeros",
+            scheme="glorot-normal" if self.init == "random" else "glorot",
             **{name: arguments[name] for name in parts},
         )
         network = network.to(rows.dtype)

@@ -242,7 +242,7 @@ class StandardizedClusteringNetwork(nn.Module):
 
 def standardized_variance(network, rows):
     """Total variance of the rows after the network's scaling."""
-    return rows.moments()[1] / float(network.scaler.scale) ** 2
+    return float(rows.moments()[1].sum()) / float(network.scaler.scale) ** 2
 
 
 # --- Training --------------------------------------------------------------------------
