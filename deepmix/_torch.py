@@ -247,29 +247,31 @@ def inference_batch_size(n_features, budget=2**22):
     return max(64, min(4096, budget // max(1, n_features)))
 
 
-def apply_batchwise(function, rows):
-    """Apply ``function`` to all rows, batch by batch, without gradients.
+def apply_batchwise(function, rows, index=None):
+    """Apply ``function`` to all rows, or to some, batch by batch, without gradients.
 
     Parameters
     ----------
     function : callable
         Takes a batch of shape (B, n_features), returns a tensor whose first axis has length B.
     rows : Rows
+    index : Tensor of int64 of shape (n_chosen,) or None
+        None takes all rows, in order.
 
     Returns
     -------
     ndarray
-        In the dtype of ``rows``, first axis of length ``n_samples``.
+        In the dtype of ``rows``, first axis of length ``n_samples`` or ``n_chosen``.
     """
-    out = None
-    size = inference_batch_size(rows.n_features)
+    index = torch.arange(rows.n_samples) if index is None else index
+    out, start = None, 0
     with torch.inference_mode():
-        for start in range(0, rows.n_samples, size):
-            index = torch.arange(start, min(start + size, rows.n_samples))
-            part = function(rows.take(index)).cpu().numpy()
+        for chosen in index.split(inference_batch_size(rows.n_features)):
+            part = function(rows.take(chosen)).cpu().numpy()
             if out is None:
-                out = np.empty((rows.n_samples, *part.shape[1:]), dtype=part.dtype)
+                out = np.empty((len(index), *part.shape[1:]), dtype=part.dtype)
             out[start : start + len(part)] = part
+            start += len(part)
     return out
 
 

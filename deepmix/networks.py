@@ -6,6 +6,7 @@ Weights are drawn from a generator, never from torch's global one.
 import copy
 import itertools
 import math
+from numbers import Integral
 
 import torch
 from torch import nn
@@ -467,6 +468,15 @@ def trainable(module):
 def is_meta(module):
     """Whether a module still waits for `materialize`."""
     return any(p.is_meta for p in module.parameters())
+
+
+def check_layer_sizes(sizes):
+    """Raise ValueError unless ``hidden_layer_sizes`` holds positive integers, or nothing."""
+    if not all(isinstance(size, Integral) and size >= 1 for size in sizes):
+        raise ValueError(
+            f"hidden_layer_sizes must hold integers >= 1; got {sizes!r}. An empty tuple makes the "
+            "network linear."
+        )
 
 
 def check_shapes(module, n_in, n_out, name):

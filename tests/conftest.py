@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import make_blobs
 
-from deepmix import AECM, ClusteringModule
+from deepmix import AECM, ClusteringModule, NeuralMixtureEM
 
 # tol=0: train for max_iter epochs, and do not warn that they were few.
 SMALL = {
@@ -26,6 +26,7 @@ SMALL = {
         "learning_rate_init": 5e-3,
         "tol": 0,
     },
+    NeuralMixtureEM: {"n_init": 2, "max_iter": 30, "learning_rate_init": 1e-2},
 }
 
 
@@ -39,7 +40,7 @@ def small():
     return build
 
 
-@pytest.fixture(params=[ClusteringModule, AECM], ids=lambda cls: cls.__name__)
+@pytest.fixture(params=[ClusteringModule, AECM, NeuralMixtureEM], ids=lambda cls: cls.__name__)
 def estimator_class(request):
     return request.param
 

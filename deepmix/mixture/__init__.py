@@ -2,5 +2,6 @@
 
 from deepmix.mixture.aecm import AECM
 from deepmix.mixture.clustering_module import ClusteringModule
+from deepmix.mixture.neural_mixture_em import NeuralMixtureEM
 
-__all__ = ["AECM", "ClusteringModule"]
+__all__ = ["AECM", "ClusteringModule", "NeuralMixtureEM"]

@@ -38,6 +38,7 @@ from deepmix.networks import (
     ClusteringNetwork,
     Standardizer,
     Whitener,
+    check_layer_sizes,
     make_coder,
     trainable,
 )
@@ -524,12 +525,7 @@ class AECM(LatentMixture):
 
     def _check_parameters(self):
         super()._check_parameters()
-        sizes = tuple(self.hidden_layer_sizes)
-        if not all(isinstance(size, Integral) and size >= 1 for size in sizes):
-            raise ValueError(
-                f"hidden_layer_sizes must hold integers >= 1; got {self.hidden_layer_sizes!r}. "
-                "An empty tuple makes a linear autoencoder."
-            )
+        check_layer_sizes(self.hidden_layer_sizes)
         if self.precision == "bfloat16" and self.dtype != "float32":
             raise ValueError(
                 f"precision='bfloat16' goes with dtype='float32'; got dtype={self.dtype!r}. Change "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepmix import AECM, ClusteringModule
+from deepmix import AECM, ClusteringModule, NeuralMixtureEM
 
 PATH = Path(__file__).with_name("reference.json")
 
@@ -35,6 +35,16 @@ FITS = {
     "AECM": (AECM, {"pretrain_max_iter": 10, "max_iter": 10}),
     "AECM, pretrain": (AECM, {"init": "pretrain", "pretrain_max_iter": 10, "max_iter": 10}),
     "AECM, orthonormal": (AECM, {"init": "orthonormal", "max_iter": 30}),
+    "NeuralMixtureEM": (NeuralMixtureEM, {"n_init": 1, "max_iter": 20}),
+    "NeuralMixtureEM, ensemble": (NeuralMixtureEM, {"n_init": 3, "ensemble": True, "max_iter": 20}),
+    "NeuralMixtureEM, given weights": (
+        NeuralMixtureEM,
+        {"n_init": 1, "weights": [0.5, 0.3, 0.2], "max_iter": 30},
+    ),
+    "NeuralMixtureEM, two-fold on images": (
+        NeuralMixtureEM,
+        {"image_shape": (1, 1, 3), "network": "C2 F4", "two_fold": True, "max_iter": 10},
+    ),
 }
 
 
@@ -50,12 +60,12 @@ def data():
 def fit(name):
     """One of the recorded fits."""
     cls, parameters = FITS[name]
-    small = (
-        {"hidden_layer_sizes": (6,), "latent_dim": 3, "learning_rate_init": 1e-2}
-        if cls is AECM
-        else {}
-    )
-    settings = {"dtype": "auto", "tol": 0, "random_state": 0, **small, **parameters}
+    small = {
+        ClusteringModule: {},
+        AECM: {"hidden_layer_sizes": (6,), "latent_dim": 3, "learning_rate_init": 1e-2},
+        NeuralMixtureEM: {"hidden_layer_sizes": (6,), "learning_rate_init": 1e-2},
+    }
+    settings = {"dtype": "auto", "tol": 0, "random_state": 0, **small[cls], **parameters}
     return cls(3, **settings).fit(data())
 
 
@@ -64,7 +74,7 @@ def summary(model):
     arrays = {
         "cluster_centers": model.cluster_centers_,
         "weights": model.weights_,
-        "variance": model.variance_,
+        "variance": getattr(model, "variance_", 0.0),
         "loss": model.history_["loss"],
         "resp": model.predict_proba(data()[:4]),
         "score_samples": model.score_samples(data()[:4]),

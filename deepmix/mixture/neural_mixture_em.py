@@ -1,0 +1,1071 @@
+r"""Neural mixture EM: a network whose outputs are the densities of the clusters.
+
+Tissera et al., "Neural Mixture Models with Expectation-Maximization for End-to-end Deep
+Clustering", Neurocomputing 505 (2022). Each output of a network scores the relevance of a row to
+one cluster; standardised over the batch and put through the linear part of a sigmoid, a score acts
+as a density whose integral all clusters share, so that none can take all rows. Each step of
+training is a step of EM (Eq. 6), for images on two views of each (Eq. 7), and in two-fold training
+one for consistency besides (Eq. 8). No k-means anywhere. Implemented: Secs. 4 to 8.
+"""
+
+import copy
+import math
+from functools import partial
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import one_hot, softplus
+
+from deepmix._torch import (
+    apply_batchwise,
+    full_precision,
+    inference_batch_size,
+    make_generator,
+    sum_batchwise,
+)
+from deepmix.augmentation import (
+    IMAGE_AUGMENTATIONS,
+    VECTOR_AUGMENTATIONS,
+    ImageAugmentation,
+    VectorAugmentation,
+    grayscale,
+    sobel,
+)
+from deepmix.base import BaseDeepMixture, Interval, StrOptions
+from deepmix.networks import (
+    ConvNet,
+    Members,
+    StackedMLP,
+    Standardizer,
+    check_layer_sizes,
+    check_shapes,
+    is_meta,
+    make_coder,
+    materialize,
+    trainable,
+)
+from deepmix.partitions import (
+    align,
+    merge,
+    neighbour_graph,
+    normalized_cut,
+    pair_weights,
+    stability,
+)
+from deepmix.training import Objective, Phase
+
+# Added to the variance of the scores: between 1e-5 and 1e-3 nothing changes, .1 does harm.
+EPSILON = 1e-5
+BATCH_SIZE = 128  # the paper's
+MIN_EPOCHS, MIN_STEPS = 10, 1000  # ten epochs of 150 rows are ten steps
+DEFAULT_RESTARTS = 10
+LEARNING_RATE, IMAGE_LEARNING_RATE = 1e-3, 2e-4
+CONSISTENCY_SHARE = 0.2  # of the learning rate
+LOST_CONFIDENCE = 0.8  # of the largest, below which a fit is warned of
+# With weights='learned': rows that the graph joins; share of its due below which an output is left
+# out; how far above the least cut a restart may be; and how far below that of equal clusters the
+# cut of unequal ones must be.
+GRAPH_ROWS, SMALLEST_PIECE, SIMILAR_CUT, CLEARER_CUT = 4000, 0.2, 1.5, 0.5
+NO_CUT = 1e-3  # below this all cuts are alike
+
+# Sec. 8.2: network of Table 2, shape of the images.
+PAPER_IMAGES = {
+    "mnist": ("mnist", (1, 28, 28)),
+    "cifar10": ("cifar", (3, 32, 32)),
+    "cifar100": ("cifar", (3, 32, 32)),
+    "stl10": ("stl10", (3, 96, 96)),
+}
+
+# --- Losses ----------------------------------------------------------------------------
+
+
+def normalize(scores, weight, epsilon=EPSILON):
+    r"""Relevance scores standardised over the batch, Sec. 5.
+
+    .. math:: a^*_{ij} = \frac{a_{ij} - \mu_j}{\sigma_j}, \qquad
+        \mu_j = \frac1n \sum_i a_{ij}, \qquad \sigma_j^2 = \frac1n \sum_i (a_{ij} - \mu_j)^2
+
+    The gradient flows through the statistics; taken as constants, in a batch or as running
+    means, training collapses to uniform posteriors.
+
+    Parameters
+    ----------
+    scores : Tensor of shape (B, ..., K)
+    weight : Tensor of shape (B,)
+        Row i counts ``weight[i]`` times.
+    epsilon : float
+        Added to the variance.
+
+    Returns
+    -------
+    Tensor of shape (B, ..., K)
+    """
+    share = (weight / weight.sum()).view(-1, *[1] * (scores.dim() - 1))
+    centred = scores - (share * scores).sum(dim=0)
+    return centred * ((share * centred.square()).sum(dim=0) + epsilon).rsqrt()
+
+
+def log_density(normalized, gamma):
+    r"""Log of a cluster's density, up to a constant that all clusters share, Sec. 5.
+
+    .. math:: \log h_j(x_i) = \log \operatorname{sigmoid}(a^*_{ij} / \gamma)
+
+    Parameters
+    ----------
+    normalized : Tensor of shape (..., K)
+    gamma : float
+
+    Returns
+    -------
+    Tensor of shape (..., K)
+    """
+    return -softplus(-normalized / gamma)
+
+
+def posterior(normalized):
+    r"""The E-step, Sec. 6: a softmax stands for the ratio of the sigmoids.
+
+    .. math:: p_{ij} = e^{a^*_{ij}} \big/ \sum_k e^{a^*_{ik}}
+
+    Parameters
+    ----------
+    normalized : Tensor of shape (..., K)
+
+    Returns
+    -------
+    Tensor of shape (..., K)
+    """
+    return normalized.softmax(dim=-1)
+
+
+def em_loss(p, normalized, weight, gamma):
+    r"""Minus the expected complete log-likelihood, Eq. 6; Eq. 7 adds that of another view.
+
+    .. math:: L = - \sum_i w_i \sum_j p_{ij} \log h_j(x_i)
+
+    Parameters
+    ----------
+    p : Tensor of shape (B, ..., K)
+        Posteriors, held constant by the caller.
+    normalized : Tensor of shape (B, ..., K)
+    weight : Tensor of shape (B,)
+    gamma : float
+
+    Returns
+    -------
+    Tensor of shape (...)
+    """
+    per_row = -(p * log_density(normalized, gamma)).sum(dim=-1)
+    return torch.tensordot(weight, per_row, dims=1)
+
+
+def consistency_loss(p, normalized, weight):
+    r"""Kullback-Leibler divergence from the posteriors of a row to those of its view, Eq. 8.
+
+    .. math:: \sum_i w_i \sum_j p_{ij} \log \frac{p_{ij}}{q_{ij}}, \qquad
+        q_i = \operatorname{softmax}(a^{tr*}_i)
+
+    Parameters
+    ----------
+    p : Tensor of shape (B, ..., K)
+        Posteriors of the rows, held constant by the caller.
+    normalized : Tensor of shape (B, ..., K)
+        Standardised scores of their views.
+    weight : Tensor of shape (B,)
+
+    Returns
+    -------
+    Tensor of shape (...)
+    """
+    divergence = (torch.xlogy(p, p) - p * normalized.log_softmax(dim=-1)).sum(dim=-1)
+    return torch.tensordot(weight, divergence, dims=1)
+
+
+# --- Network ---------------------------------------------------------------------------
+
+
+class NeuralMixtureNetwork(nn.Module):
+    """Networks side by side, each of which scores how relevant a row is to each cluster.
+
+    An output is a cluster, or, with more outputs than clusters, a piece of one: all pieces have
+    the same prior, a cluster that of its pieces together.
+
+    Attributes
+    ----------
+    scaler : Standardizer
+        Of the features; for images, of pixels to values from 0 to 1.
+    members : StackedMLP or Members
+        (B, ...) -> (B, n_members, n_outputs).
+    score_mean, score_scale : Tensor of shape (n_members, n_outputs)
+        Statistics of the scores over all training rows, see `fit_statistics`.
+    membership : Tensor of shape (n_members, n_outputs, n_clusters)
+        Not zero where an output belongs to a cluster; an output of zeros only is not used.
+    """
+
+    def __init__(
+        self,
+        n_features,
+        n_clusters,
+        hidden_layer_sizes=(32, 32),
+        network=None,
+        image_shape=None,
+        sobel=True,
+        gamma=5.0,
+        n_members=1,
+        n_outputs=None,
+    ):
+        super().__init__()
+        self.n_members, self.n_clusters = n_members, n_clusters
+        self.n_outputs = n_outputs or n_clusters
+        self.image_shape, self.sobel, self.gamma = image_shape, sobel, gamma
+        self.scaler = Standardizer(n_features, per_feature=image_shape is None)
+        self.members = self._make_members(network, hidden_layer_sizes)
+        self.register_buffer("score_mean", torch.zeros(n_members, self.n_outputs))
+        self.register_buffer("score_scale", torch.ones(n_members, self.n_outputs))
+        cluster = torch.arange(self.n_outputs) % n_clusters
+        self.register_buffer("membership", torch.eye(n_clusters)[cluster].repeat(n_members, 1, 1))
+
+    @property
+    def input_shape(self):
+        """Of what a member sees of a row: an int for vectors, a tuple for images."""
+        if self.image_shape is None:
+            return len(self.scaler.mean)
+        return (2, *self.image_shape[1:]) if self.sobel else self.image_shape
+
+    def _make_members(self, network, hidden_layer_sizes):
+        shape, n_out = self.input_shape, self.n_outputs
+        if network is None and self.image_shape is None:
+            return StackedMLP((shape, *hidden_layer_sizes, n_out), self.n_members)
+        if network is None:
+            network = "mnist" if self.image_shape[0] == 1 else "cifar"
+        build = partial(ConvNet, network) if isinstance(network, str) else network
+        return Members(make_coder(build, (shape, n_out), "network") for _ in range(self.n_members))
+
+    def init_weights(self, generator):
+        """Draw initial weights, but for modules that came with theirs; refuse wrong shapes."""
+        if isinstance(self.members, StackedMLP):
+            self.members.init_weights(generator)
+            return self
+        for i, member in enumerate(self.members):
+            if is_meta(member):
+                self.members[i] = materialize(member, generator, scheme="fan-in")
+            check_shapes(self.members[i], self.input_shape, self.n_clusters, "network")
+        return self
+
+    def prepare(self, x):
+        """What does not change with training: (B, n_features) -> standardised rows or images."""
+        x = self.scaler(x)
+        return x if self.image_shape is None else x.view(-1, *self.image_shape)
+
+    def scores(self, x):
+        """Relevance scores of what `prepare` gives: (B, ...) -> (B, n_members, n_clusters)."""
+        if self.image_shape is not None:
+            x = sobel(grayscale(x)) if self.sobel else x
+            x = x.contiguous(memory_format=torch.channels_last)  # halves the time on a CPU
+        return self.members(x)
+
+    def normalized(self, x):
+        """Scores standardised by the statistics of the training data, each row by itself."""
+        return (self.scores(self.prepare(x)) - self.score_mean) / self.score_scale
+
+    def relevance(self, x):
+        """Standardised scores of the clusters, the mean over members: (B, n_features) -> (B, K).
+
+        That of a cluster of several outputs is the log of the sum of their exponentials, so that a
+        softmax makes posteriors of either.
+        """
+        used = self._used(self.normalized(x))
+        if self.n_outputs == self.n_clusters:
+            return torch.einsum("bmj,mjk->bk", used, self.membership) / self.n_members
+        tiny = torch.finfo(used.dtype).tiny
+        log_share = self._cluster_shares(posterior(used)).clamp_min(tiny).log()
+        return (log_share + used.logsumexp(dim=2, keepdim=True)).mean(dim=1)
+
+    def member_resp(self, x):
+        """Posteriors of the clusters: (B, n_features) -> (B, n_members, n_clusters)."""
+        return self._cluster_shares(posterior(self._used(self.normalized(x))))
+
+    def resp(self, x):
+        """The mean of `member_resp` over members: (B, n_features) -> (B, n_clusters)."""
+        return self.member_resp(x).mean(dim=1)
+
+    def forward(self, x):
+        return self.resp(x)
+
+    def em_scores(self, x):
+        """Minus the loss of Eq. 6 of each row: (B, n_features) -> (B, n_members)."""
+        normalized = self.normalized(x)
+        return (posterior(normalized) * log_density(normalized, self.gamma)).sum(dim=2)
+
+    def em_score(self, x):
+        """The mean of `em_scores` over members: (B, n_features) -> (B,)."""
+        return self.em_scores(x).mean(dim=1)
+
+    def _used(self, normalized):
+        if self.n_outputs == self.n_clusters:
+            return normalized
+        return normalized.masked_fill(self.membership.sum(dim=2) == 0, -math.inf)
+
+    def _cluster_shares(self, p):
+        shares = torch.einsum("bmj,mjk->bmk", p, self.membership)
+        return shares / shares.sum(dim=2, keepdim=True)
+
+    @torch.no_grad()
+    def fit_statistics(self, rows):
+        """Set mean and scale of the scores to those over all rows, as a batch of all would have."""
+
+        def sums(batch, weight):
+            scores = self.scores(self.prepare(batch)).double().cpu()
+            weighted = weight.double().cpu().view(-1, 1, 1) * scores
+            return torch.stack([weighted.sum(dim=0), (weighted * scores).sum(dim=0)])
+
+        mean, square = sum_batchwise(sums, rows) / rows.total_weight
+        self.score_mean.copy_(mean)
+        self.score_scale.copy_(((square - mean.square()).clamp_min(0) + EPSILON).sqrt())
+        return self
+
+    def renumber(self, matrices):
+        """Map the clusters of each member to others: (n_members, n_clusters, n_clusters)."""
+        self.membership.copy_(self.membership @ torch.as_tensor(matrices).to(self.membership))
+
+    def select(self, member):
+        """One of the members, as a network of its own."""
+        chosen = copy.deepcopy(self)
+        chosen.n_members, part = 1, slice(member, member + 1)
+        chosen.members = chosen.members.select(member)
+        for name in ("score_mean", "score_scale", "membership"):
+            setattr(chosen, name, getattr(self, name)[part].clone())
+        return chosen
+
+
+# --- Training --------------------------------------------------------------------------
+
+
+class MixtureEM(Objective):
+    """EM on the rows (Eq. 6) or on them and their views (Eq. 7), then consistency (Eq. 8).
+
+    Parameters
+    ----------
+    network : NeuralMixtureNetwork
+    view : callable or None
+        A random view of a batch that `NeuralMixtureNetwork.prepare` has made. None trains by Eq. 6.
+    consistency_learning_rate : float or None
+        Of the second phase of Algorithm 1; None has no such phase.
+    warm_up : int
+        Epochs before it begins.
+    """
+
+    even_batches = True
+    normalize = staticmethod(normalize)  # what Table 1 takes away
+
+    def __init__(self, network, view=None, consistency_learning_rate=None, warm_up=0):
+        self.network, self.view, self.prepare = network, view, network.prepare
+        self.consistency_learning_rate = consistency_learning_rate
+        self.warm_up = 0 if consistency_learning_rate is None else warm_up
+        self.watch = ("em",) if view is None else ("em", "em_view")
+
+    def phases(self):
+        parameters = trainable(self.network.members)
+        em = Phase(parameters, self.em_step)
+        if self.consistency_learning_rate is None or self.warm_up > 0:
+            return (em,)
+        consistency = Phase(
+            parameters, self.consistency_step, learning_rate=self.consistency_learning_rate
+        )
+        return em, consistency
+
+    def on_epoch_end(self, epoch):
+        self.warm_up -= 1
+        return self.warm_up == 0
+
+    def em_step(self, batch, index, weight):
+        batches = [batch]
+        if self.view is not None:
+            with torch.no_grad():
+                batches.append(self.view(batch))
+        self.batches = batches  # the same view serves the second phase
+        scores = self.network.scores(torch.cat(batches))
+        with full_precision(batch.device):
+            first, *views = (self.normalize(a.to(weight), weight) for a in scores.split(len(batch)))
+            p = posterior(first.detach())
+            terms = {"em": em_loss(p, first, weight, self.network.gamma)}
+            if views:
+                terms["em_view"] = em_loss(p, views[0], weight, self.network.gamma)
+            # No loss: a fall of it means that training runs to uniform posteriors.
+            terms["confidence"] = torch.tensordot(weight, p.amax(dim=-1), dims=1)
+        return terms
+
+    def consistency_step(self, batch, index, weight):
+        batch, view = self.batches
+        with torch.no_grad():
+            scores = self.network.scores(batch)
+        scores_of_view = self.network.scores(view)
+        with full_precision(batch.device):
+            p = posterior(self.normalize(scores.to(weight), weight))
+            of_view = self.normalize(scores_of_view.to(weight), weight)
+            return {"consistency": consistency_loss(p, of_view, weight)}
+
+
+# --- Restarts --------------------------------------------------------------------------
+
+
+def contingencies(network, rows):
+    """Weight of the rows that two members put into two clusters, for all of them at once.
+
+    Parameters
+    ----------
+    network : NeuralMixtureNetwork
+    rows : Rows
+
+    Returns
+    -------
+    ndarray of shape (n_members, n_clusters, n_members, n_clusters)
+    """
+
+    def counts(batch, weight):
+        labels = network.member_resp(batch).argmax(dim=2)
+        labels = one_hot(labels, network.n_clusters).flatten(1).to(weight)
+        return ((labels * weight[:, None]).T @ labels).double().cpu()
+
+    shape = (network.n_members, network.n_clusters) * 2
+    return sum_batchwise(counts, rows).view(shape).numpy()
+
+
+# --- Unequal clusters ------------------------------------------------------------------
+
+
+def n_pieces(n_clusters, n_rows):
+    """Outputs to train where shares are to be learned, of at least five rows each."""
+    return min(max(5 * n_clusters, 40), max(2 * n_clusters, n_rows // 5))
+
+
+class Gaps:
+    """Where the data are thin: a graph of neighbours among a sample of the rows.
+
+    Parameters
+    ----------
+    prepare : callable
+        See `NeuralMixtureNetwork.prepare`.
+    rows : Rows
+    random_state : RandomState
+    """
+
+    def __init__(self, prepare, rows, random_state):
+        chosen = random_state.permutation(len(rows.visited))[:GRAPH_ROWS]
+        self.index = rows.visited[torch.from_numpy(np.sort(chosen))]
+        self.graph = neighbour_graph(
+            apply_batchwise(lambda x: prepare(x).flatten(1), rows, self.index)
+        )
+
+    def merge_outputs(self, network, rows):
+        """Make clusters of the outputs of each member: those that touch in dense data are one.
+
+        Sets ``membership``. Outputs that hardly any row belongs to are left out.
+        """
+
+        def counts(batch, weight):
+            labels = one_hot(network.normalized(batch).argmax(dim=2), network.n_outputs)
+            return torch.tensordot(weight, labels.to(weight), dims=1).double().cpu()
+
+        shares = sum_batchwise(counts, rows).numpy() / rows.total_weight
+        normalized = apply_batchwise(network.normalized, rows, self.index)
+        network.membership.zero_()
+        for m, share in enumerate(shares):
+            order = np.argsort(-share, kind="stable")
+            n_kept = np.count_nonzero(share >= SMALLEST_PIECE / network.n_outputs)
+            kept = np.sort(order[: max(n_kept, network.n_clusters)])
+            weights = pair_weights(self.graph, normalized[:, m, kept].argmax(axis=1), len(kept))
+            clusters = merge(weights, share[kept] + 1 / rows.n_samples, network.n_clusters)
+            network.membership[m, kept, clusters] = 1.0
+
+    def cuts(self, network, rows):
+        """Normalised cut of each member's clusters: ndarray of shape (n_members,)."""
+        labels = apply_batchwise(network.member_resp, rows, self.index).argmax(axis=2)
+        weights = [pair_weights(self.graph, column, network.n_clusters) for column in labels.T]
+        return np.array([normalized_cut(part) for part in weights]) + NO_CUT
+
+
+def impose_weights(network, table, weights):
+    r"""Give clusters the prior of Sec. 6, the largest cluster the largest weight.
+
+    .. math:: p(z = k \mid x) \propto \pi_k \, f(x \mid z = k), \qquad
+        f(x \mid z = k) \propto \hat p(z = k \mid x) / \hat\pi_k
+
+    with the posteriors and shares that training has found under the bar.
+
+    Parameters
+    ----------
+    network : NeuralMixtureNetwork
+    table : ndarray of shape (n_members, n_clusters, n_members, n_clusters)
+        See `contingencies`.
+    weights : ndarray of shape (n_clusters,)
+    """
+    order, identity = np.argsort(weights, kind="stable"), np.eye(len(weights))
+    matrices = []
+    for m in range(network.n_members):
+        found = np.diag(table[m, :, m]).clip(1e-12)
+        ranks = np.argsort(np.argsort(found, kind="stable"))
+        matrices.append(identity[order[ranks]] * weights * found.sum() / found[:, None])
+    network.renumber(np.stack(matrices))
+
+
+def cluster_means(rows, labels, n_clusters):
+    """Mean of the rows of each cluster (of all rows, for an empty one), and shares of the rows."""
+    labels = torch.from_numpy(labels).to(rows.device)
+    total = torch.zeros(n_clusters, rows.n_features + 1, dtype=torch.float64)
+    for batch, index, weight in rows.batches(inference_batch_size(rows.n_features)):
+        member = one_hot(labels[index], n_clusters).to(weight) * weight[:, None]
+        total += torch.cat([member.T @ batch, member.sum(dim=0)[:, None]], dim=1).double().cpu()
+    nk = total[:, -1:]
+    means = torch.where(nk > 0, total[:, :-1] / nk, rows.moments()[0])
+    return means.numpy(), (nk[:, 0] / nk.sum()).numpy()
+
+
+# --- Estimator -------------------------------------------------------------------------
+
+
+class NeuralMixtureEM(BaseDeepMixture):
+    """Mixture whose densities are the outputs of a network, trained by EM in mini-batches.
+
+    For vectors it finds clumps of any shape, without centres and without k-means; with
+    ``image_shape`` it clusters raw images end to end, by random views of them. All clusters are
+    pulled to equal size unless ``weights`` says otherwise, and `predict_proba` is under-confident
+    by construction: with ten balanced clusters the largest posterior is about three quarters.
+
+    Parameters
+    ----------
+    n_clusters : int, default=8
+        Number of clusters.
+    hidden_layer_sizes : tuple of int, default=(32, 32)
+        Hidden layers of the perceptron for vectors.
+    image_shape : tuple (channels, height, width) or None, default=None
+        How a row of X is unfolded to an image, of one channel or of three (red, green, blue).
+        None clusters vectors.
+    network : str, callable, torch.nn.Module or None, default=None
+        Network to use instead. For images 'mnist', 'cifar' or 'stl10' (Table 2), or its layers
+        as text, such as 'C32 M C64 F32': 3x3 convolutions, 2x2 max-pooling, dense. A callable
+        ``(shape, n_out) -> nn.Module`` is built anew in each fit; ``shape`` is the number of
+        features, or (channels, height, width) of what the network sees. A module is copied with
+        its weights. None takes 'mnist' for images of one channel and 'cifar' for three.
+    sobel : bool, default=True
+        Whether the network sees the vertical and horizontal edges of the gray image (2 channels)
+        instead of the image.
+    augmentation : str, callable or None, default='auto'
+        Random views, with which training goes by Eq. 7; None trains by Eq. 6. For images 'weak',
+        'medium', 'strong', and 'natural' with flips and crops for photographs; for vectors
+        'noise', 'masking', or 'mixup' with the nearest row of the batch; or strengths of your own
+        as `deepmix.augmentation.ImageAugmentation` or `VectorAugmentation`. Any other callable
+        maps a batch of images (B, channels, height, width) in [0, 1], or of standardised rows, to
+        one of the same shape. 'auto' is 'medium' for gray images, 'natural' for colour, None for
+        vectors.
+    two_fold : bool, default=False
+        Whether each step of EM is followed by one for consistency between rows and views (Eq. 8,
+        Algorithm 1).
+    consistency_learning_rate : float or None, default=None
+        Of these steps. None takes a fifth of ``learning_rate_init``; rates above it drive small
+        nets to uniform posteriors, which are a trivial optimum of Eq. 8.
+    consistency_warm_up : int, default=0
+        Epochs without them at the beginning.
+    weights : {'uniform', 'learned'} or array-like of shape (n_clusters,), default='uniform'
+        Prior p(z) of the clusters. 'uniform' is the paper's and pulls all clusters to equal size.
+        'learned' trains five times as many outputs, joins those between which there is no gap in
+        the data, and keeps the result if its gaps are clearer than those between equal clusters;
+        it costs about three times as much. Given shares rank the clusters found so by size, and
+        weigh their posteriors. With fewer than five restarts it is less sure.
+    gamma : float, default=5.0
+        What divides the scores in the sigmoid; 2 to 10 make no difference, 1 fails.
+    n_init : int or 'auto', default='auto'
+        Restarts, trained side by side. 'auto' is 10 for the perceptron, which then costs two or
+        three times as much as one, and 1 for other networks.
+    selection : {'stability', 'loss'}, default='stability'
+        Which restart is kept: the one whose clusters agree best with those of the others (mean
+        NMI), or that of lowest loss.
+    ensemble : bool, default=False
+        Whether all restarts are kept and their posteriors averaged, clusters matched to those of
+        the most stable one.
+    max_iter : int or 'auto', default='auto'
+        Epochs; 'auto' is ten, or as many as make a thousand steps.
+    batch_size : int or 'auto', default='auto'
+        Rows in a step, made even over an epoch; 'auto' is 128, and all rows where there are fewer
+        than 256. Statistics of small batches do harm.
+    learning_rate_init : float or 'auto', default='auto'
+        Adam's step size; 'auto' is 1e-3 for vectors, as in the paper, and 2e-4 for images: larger
+        steps end in poorer optima.
+    weight_decay : float, default=0.001
+        Of Adam: factor of the weights in the gradient of the mean loss.
+    scale : bool, default=True
+        Whether features are standardised, and pixels mapped to 0 to 1 by the limits of the
+        training data. Without it pixels must lie there already.
+    precision : {'float32', 'bfloat16'}, default='float32'
+        Of the network's products in training; 'bfloat16' is faster where the hardware has it. The
+        loss stays float32.
+    tol : float, default=0.0
+        An epoch counts as improvement if it lowers the loss by this fraction. 0 trains for
+        ``max_iter`` epochs.
+    n_iter_no_change : int, default=10
+        Epochs without improvement that end training.
+    warm_start : bool, default=False
+        Whether `fit` goes on from the last solution.
+    device : str or torch.device, default='auto'
+        Where to compute.
+    dtype : {'float32', 'float64', 'auto'}, default='float32'
+        Of training; 'auto' is that of X. Predictions are made in the dtype of X.
+    random_state : int, RandomState instance or None, default=None
+        Determines initial weights, views and the order of rows.
+    verbose : int, default=0
+        Print a line every ten epochs (1) or every epoch (10).
+
+    Attributes
+    ----------
+    labels_ : ndarray of shape (n_samples,)
+        Cluster of each training row.
+    cluster_centers_ : ndarray of shape (n_clusters, n_features)
+        Mean of the training rows in each cluster, to look at: the model has no centres. An empty
+        cluster has the mean of all rows.
+    weights_ : ndarray of shape (n_clusters,)
+        Prior of the clusters; with 'learned' the shares of the training rows, unless equal
+        clusters were kept.
+    n_clusters_ : int
+        Number of clusters.
+    history_ : dict of str to ndarray of shape (`n_iter_`,)
+        'loss' and its terms 'em' and 'em_view' (the two of Eq. 7), per row; 'confidence', the mean
+        of the largest posteriors; and 'consistency' (Eq. 8), without the epochs of the warm-up.
+    n_iter_ : int
+        Epochs run.
+    converged_ : bool
+        Whether ``tol`` ended training.
+    device_ : str
+        Where it was trained.
+    n_features_in_ : int
+        Number of features seen during fit.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Their names, where X has strings for column names.
+
+    See Also
+    --------
+    ClusteringModule : Round clusters, by mini-batches.
+    AECM : Clusters around decoded centres.
+
+    References
+    ----------
+    .. [1] D. Tissera, K. Vithanage, R. Wijesinghe, A. Xavier, S. Jayasena, S. Fernando, R. Rodrigo,
+       "Neural Mixture Models with Expectation-Maximization for End-to-end Deep Clustering",
+       Neurocomputing 505, 249-262, 2022.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_blobs
+    >>> from deepmix import NeuralMixtureEM
+    >>> X, y = make_blobs(n_samples=300, centers=3, random_state=0, cluster_std=0.5)
+    >>> model = NeuralMixtureEM(n_clusters=3, max_iter=100, random_state=0).fit(X)
+    >>> model.predict_proba(X[:2]).shape
+    (2, 3)
+
+    Images are rows, too:
+
+    >>> from sklearn.datasets import load_digits
+    >>> images = load_digits().data
+    >>> model = NeuralMixtureEM(
+    ...     n_clusters=10, image_shape=(1, 8, 8), network="C8 M C16 F16", max_iter=2, random_state=0
+    ... )
+    >>> model.fit_predict(images).shape
+    (1797,)
+    """
+
+    _parameter_constraints: dict = {
+        **BaseDeepMixture._parameter_constraints,
+        "hidden_layer_sizes": ["array-like"],
+        "image_shape": [None, tuple, list],
+        "network": [None, str, callable],
+        "sobel": ["boolean"],
+        "augmentation": [None, str, callable],
+        "two_fold": ["boolean"],
+        "consistency_learning_rate": [None, Interval(Real, 0, None, closed="neither")],
+        "consistency_warm_up": [Interval(Integral, 0, None, closed="left")],
+        "weights": [StrOptions({"uniform", "learned"}), "array-like"],
+        "gamma": [Interval(Real, 0, None, closed="neither")],
+        "n_init": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "selection": [StrOptions({"stability", "loss"})],
+        "ensemble": ["boolean"],
+        "max_iter": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
+        "learning_rate_init": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "scale": ["boolean"],
+        "precision": [StrOptions({"float32", "bfloat16"})],
+    }
+    _network_class = NeuralMixtureNetwork
+    _batched_restarts = True
+    _transform_output = "relevance"
+
+    def __init__(
+        self,
+        n_clusters=8,
+        *,
+        hidden_layer_sizes=(32, 32),
+        image_shape=None,
+        network=None,
+        sobel=True,
+        augmentation="auto",
+        two_fold=False,
+        consistency_learning_rate=None,
+        consistency_warm_up=0,
+        weights="uniform",
+        gamma=5.0,
+        n_init="auto",
+        selection="stability",
+        ensemble=False,
+        max_iter="auto",
+        batch_size="auto",
+        learning_rate_init="auto",
+        weight_decay=1e-3,
+        scale=True,
+        precision="float32",
+        tol=0.0,
+        n_iter_no_change=10,
+        warm_start=False,
+        device="auto",
+        dtype="float32",
+        random_state=None,
+        verbose=0,
+    ):
+        self.n_clusters = n_clusters
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.image_shape = image_shape
+        self.network = network
+        self.sobel = sobel
+        self.augmentation = augmentation
+        self.two_fold = two_fold
+        self.consistency_learning_rate = consistency_learning_rate
+        self.consistency_warm_up = consistency_warm_up
+        self.weights = weights
+        self.gamma = gamma
+        self.n_init = n_init
+        self.selection = selection
+        self.ensemble = ensemble
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.learning_rate_init = learning_rate_init
+        self.weight_decay = weight_decay
+        self.scale = scale
+        self.precision = precision
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.warm_start = warm_start
+        self.device = device
+        self.dtype = dtype
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @classmethod
+    def from_paper(cls, dataset, n_clusters=10, **parameters):
+        """Make an estimator with the settings of the paper (Secs. 8.1 and 8.2).
+
+        One run of Adam without weight decay in batches of 128. Vectors: ten epochs at 1e-3, by
+        Eq. 6, not scaled. Images: the network of Table 2, 250 epochs of two-fold training at 5e-5
+        and 1e-4; ``two_fold=False`` is the row "EM optimization (Eq. 7)" of Table 3.
+
+        Parameters
+        ----------
+        dataset : {'mnist_2d', 'mnist', 'cifar10', 'cifar100', 'stl10'}
+            Whose network and shape of images to take.
+        n_clusters : int, default=10
+        **parameters
+            Override any of these settings.
+
+        Returns
+        -------
+        estimator : NeuralMixtureEM
+        """
+        if dataset not in PAPER_IMAGES and dataset != "mnist_2d":
+            raise ValueError(
+                f"The paper has no experiment on {dataset!r}. Choose one of "
+                f"{['mnist_2d', *PAPER_IMAGES]}."
+            )
+        settings = {"n_init": 1, "weight_decay": 0.0, "batch_size": 128}
+        if dataset == "mnist_2d":
+            settings |= {"max_iter": 10, "scale": False}
+        else:
+            network, image_shape = PAPER_IMAGES[dataset]
+            settings |= {
+                "network": network,
+                "image_shape": image_shape,
+                "augmentation": "medium" if image_shape[0] == 1 else "natural",
+                "two_fold": True,
+                "learning_rate_init": 5e-5,
+                "consistency_learning_rate": 1e-4,
+                "max_iter": 250,
+            }
+        return cls(n_clusters, **{**settings, **parameters})
+
+    def score_samples(self, X):
+        r"""Expected log-density of each row under its own posteriors: minus its loss (Eq. 6).
+
+        .. math:: \sum_j p_{ij} \log \operatorname{sigmoid}(a^*_{ij} / \gamma)
+
+        It orders the rows of one model by confidence. It is no density in data space: models of
+        different ``n_clusters`` or data do not compare by it, and an outlier may score high.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features)
+
+        Returns
+        -------
+        scores : ndarray of shape (n_samples,)
+            At most zero.
+        """
+        return self._apply("em_score", self._check_data(X))
+
+    # --- Hooks of the base class: parameters and data ----------------------------------
+
+    @property
+    def _n_features_out(self):
+        return self.n_clusters_
+
+    def _n_restarts(self):
+        return 1 if self._continues() else self._n_starts()
+
+    def _n_starts(self):
+        if self.n_init != "auto":
+            return self.n_init
+        return DEFAULT_RESTARTS if self._is_perceptron() else 1
+
+    def _is_perceptron(self):
+        return self.image_shape is None and self.network is None
+
+    def _batch_size(self, rows):
+        if self.batch_size != "auto":
+            return int(self.batch_size)
+        n_rows = len(rows.visited)
+        return BATCH_SIZE if n_rows >= 2 * BATCH_SIZE else n_rows
+
+    def _n_batches(self, rows):
+        return len(rows.batch_sizes(self._batch_size(rows), even=True))
+
+    def _n_epochs(self, rows):
+        """As many as asked for, or enough for `MIN_STEPS`."""
+        if self.max_iter != "auto":
+            return self.max_iter
+        return max(MIN_EPOCHS, math.ceil(MIN_STEPS / self._n_batches(rows)))
+
+    def _network_arguments(self, n_features):
+        return {
+            "n_features": n_features,
+            "n_clusters": self.n_clusters,
+            "hidden_layer_sizes": tuple(self.hidden_layer_sizes),
+            "network": self.network,
+            "image_shape": None if self.image_shape is None else tuple(self.image_shape),
+            "sobel": self.sobel,
+            "gamma": float(self.gamma),
+            "n_members": self._n_starts() if self.ensemble else 1,
+        }
+
+    def _check_parameters(self):
+        super()._check_parameters()
+        self._check_network()
+        self._check_augmentation()
+        self._check_weights()
+        if self.two_fold and self._augmentation() is None:
+            raise ValueError(
+                "two_fold=True compares rows with views of them, and augmentation="
+                f"{self.augmentation!r} makes none. Name an augmentation, or set two_fold=False."
+            )
+        if self.precision == "bfloat16" and self.dtype != "float32":
+            raise ValueError(
+                f"precision='bfloat16' goes with dtype='float32'; got dtype={self.dtype!r}. Change "
+                "one of the two."
+            )
+
+    def _check_network(self):
+        check_layer_sizes(self.hidden_layer_sizes)
+        if isinstance(self.network, nn.Module) and self._n_starts() > 1:
+            raise ValueError(
+                f"n_init={self.n_init} restarts of one torch.nn.Module, whose weights are kept, "
+                "would be one model. Set n_init=1, or pass a callable that builds the network."
+            )
+        shape = self.image_shape
+        if shape is None and isinstance(self.network, str):
+            raise ValueError(
+                f"network={self.network!r} is one for images; got image_shape=None. Set image_shape"
+                "=(channels, height, width), or hidden_layer_sizes for vectors."
+            )
+        if shape is not None and (
+            len(shape) != 3
+            or not all(isinstance(side, Integral) and side >= 1 for side in shape)
+            or (self.sobel and shape[0] not in (1, 3))
+        ):
+            raise ValueError(
+                f"image_shape must be (channels, height, width), with 1 or 3 channels for sobel="
+                f"True; got {shape!r}. Gray images of 28 x 28 pixels are (1, 28, 28)."
+            )
+
+    def _check_augmentation(self):
+        known = sorted(VECTOR_AUGMENTATIONS if self.image_shape is None else IMAGE_AUGMENTATIONS)
+        wanted = ImageAugmentation if self.image_shape is None else VectorAugmentation
+        if isinstance(self.augmentation, wanted) or (
+            isinstance(self.augmentation, str) and self.augmentation not in ("auto", *known)
+        ):
+            kind = "vectors" if self.image_shape is None else "images"
+            raise ValueError(
+                f"augmentation={self.augmentation!r} is none for {kind}. Use one of {known}, "
+                "'auto', None or a callable; image_shape tells images from vectors."
+            )
+
+    def _check_weights(self):
+        if isinstance(self.weights, str):
+            return
+        weights = np.asarray(self.weights, dtype=np.float64)
+        if weights.shape != (self.n_clusters,) or not np.all(weights > 0):
+            raise ValueError(
+                f"weights must hold n_clusters={self.n_clusters} positive shares; got "
+                f"{self.weights!r}. Give one for each cluster, 'learned' or 'uniform'."
+            )
+        if not math.isclose(weights.sum(), 1.0, rel_tol=1e-6):
+            raise ValueError(
+                f"weights must sum to 1; got a sum of {weights.sum():g}. Divide them by it."
+            )
+
+    def _check_scale(self, rows):
+        super()._check_scale(rows)
+        if self.image_shape is None:
+            return
+        if math.prod(self.image_shape) != rows.n_features:
+            raise ValueError(
+                f"image_shape={tuple(self.image_shape)} makes rows of "
+                f"{math.prod(self.image_shape)} pixels; X has {rows.n_features} features. Give "
+                "(channels, height, width) of the images that the rows of X hold."
+            )
+        low, high = (0.0, 1.0) if self.scale else rows.limits()
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"With scale=False pixels must lie from 0 to 1; got {low:g} to {high:g}. Set "
+                "scale=True, or divide X by its largest value."
+            )
+
+    # --- Hooks of the base class: training ---------------------------------------------
+
+    def _fit_restarts(self, rows, random_state, reports):
+        equal = isinstance(self.weights, str) and self.weights == "uniform"
+        if equal or self._continues():
+            return super()._fit_restarts(rows, random_state, reports)
+        network, history, restart, cut, gaps = self._fit_pieces(rows, random_state, reports)
+        if history.interrupted or not isinstance(self.weights, str):
+            return network, history, restart
+        others = super()._fit_restarts(rows, random_state, reports)
+        cut_of_others = gaps.cuts(others[0], rows)[others[2]]
+        return (network, history, restart) if cut < CLEARER_CUT * cut_of_others else others
+
+    def _fit_pieces(self, rows, random_state, reports):
+        """Train more outputs than clusters, and join them; of similar cuts the most stable."""
+        generator = make_generator(random_state)
+        n_outputs = n_pieces(self.n_clusters, len(rows.visited))
+        network = self._init_network(rows, self._n_starts(), random_state, generator, n_outputs)
+        network = network.to(rows.device, rows.dtype).train()
+        history = self._train(network, rows, generator, random_state, reports)
+        gaps = Gaps(network.prepare, rows, random_state)
+        gaps.merge_outputs(network, rows)
+        cuts, table = gaps.cuts(network, rows), contingencies(network, rows)
+        restart = int(np.argmax(np.where(cuts <= SIMILAR_CUT * cuts.min(), stability(table), -1)))
+        if self.ensemble:
+            network.renumber(align(table, restart))
+        if not isinstance(self.weights, str):
+            impose_weights(network, contingencies(network, rows), np.asarray(self.weights))
+        return network, history, restart, cuts[restart], gaps
+
+    def _init_network(self, rows, n_restarts, random_state, generator, n_outputs=None):
+        arguments = self._network_arguments(rows.n_features)
+        arguments |= {"n_members": n_restarts, "n_outputs": n_outputs}
+        network = NeuralMixtureNetwork(**arguments).init_weights(generator)
+        if self.scale and self.image_shape is None:
+            network.scaler.fit(*rows.moments())
+        elif self.scale:
+            network.scaler.fit_limits(*rows.limits())
+        return network
+
+    def _train(self, network, rows, generator, random_state, reports):
+        objective = MixtureEM(
+            network, self._view(generator), self._consistency_rate(), self.consistency_warm_up
+        )
+        history = self._minimize(
+            objective,
+            network,
+            rows,
+            reports,
+            max_iter=self._n_epochs(rows),
+            generator=generator,
+            learning_rate=self._learning_rate(),
+            precision=self.precision,
+            # That of the mean loss; the engine has the sum.
+            weight_decay=self.weight_decay * rows.total_weight / self._n_batches(rows),
+        )
+        network.eval().fit_statistics(rows)
+        return history
+
+    def _learning_rate(self):
+        if self.learning_rate_init != "auto":
+            return self.learning_rate_init
+        return LEARNING_RATE if self.image_shape is None else IMAGE_LEARNING_RATE
+
+    def _consistency_rate(self):
+        if not self.two_fold:
+            return None
+        return self.consistency_learning_rate or CONSISTENCY_SHARE * self._learning_rate()
+
+    def _augmentation(self):
+        """The parameter with names resolved."""
+        if not isinstance(self.augmentation, str):
+            return self.augmentation
+        if self.image_shape is None:
+            return VECTOR_AUGMENTATIONS.get(self.augmentation)  # None for 'auto'
+        auto = "medium" if self.image_shape[0] == 1 else "natural"
+        return IMAGE_AUGMENTATIONS[auto if self.augmentation == "auto" else self.augmentation]
+
+    def _view(self, generator):
+        augmentation = self._augmentation()
+        ours = isinstance(augmentation, (ImageAugmentation, VectorAugmentation))
+        return partial(augmentation, generator=generator) if ours else augmentation
+
+    def _attributes_midway(self, network, rows):
+        mode = network.training
+        network.eval().fit_statistics(rows).train(mode)
+        return super()._attributes_midway(network, rows)
+
+    def _criterion(self, network, rows):
+        if network.n_members == 1:
+            return 0.0 if bool(torch.isfinite(network.score_scale).all()) else np.inf
+        table = contingencies(network, rows)
+        criterion = -stability(table)
+        if self.selection == "loss":
+            criterion = sum_batchwise(lambda x, w: -w @ network.em_scores(x), rows).cpu().numpy()
+        if self.ensemble:
+            network.renumber(align(table, reference=int(np.argmin(criterion))))
+        return criterion
+
+    def _fitted_arguments(self, network, rows):
+        return {**self._network_arguments(rows.n_features), "n_outputs": network.n_outputs}
+
+    def _kept(self, network, restart):
+        return network if self.ensemble else network.select(restart)
+
+    def _set_fitted(self, network, history, restart, rows, X):
+        super()._set_fitted(network, history, restart, rows, X)
+        self.cluster_centers_, shares = cluster_means(rows, self.labels_, self.n_clusters_)
+        if not isinstance(self.weights, str):
+            self.weights_ = np.array(self.weights, dtype=np.float64)
+        elif self._arguments["n_outputs"] > self.n_clusters_:
+            self.weights_ = shares
+        else:
+            self.weights_ = np.full(self.n_clusters_, 1 / self.n_clusters_)
+
+    def _concerns(self, history):
+        yield from super()._concerns(history)
+        confidence = self.history_.get("confidence", np.zeros(1))
+        if confidence[-1] < LOST_CONFIDENCE * confidence.max():
+            yield (
+                "Confidence, the mean of the largest posteriors, has fallen from "
+                f"{confidence.max():.2f} to {confidence[-1]:.2f}: training runs to uniform "
+                "posteriors. Lower consistency_learning_rate or set consistency_warm_up, lower "
+                "learning_rate_init, or choose a weaker augmentation."
+            )

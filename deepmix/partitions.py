@@ -1,0 +1,163 @@
+"""Partitions of the same rows: how far they agree, which clusters are the same, which are one."""
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import entropy
+from sklearn.metrics import mutual_info_score
+from sklearn.neighbors import NearestNeighbors
+
+# --- Agreement -------------------------------------------------------------------------
+
+
+def stability(table):
+    r"""Mean normalised mutual information of each partition with the others.
+
+    .. math:: s_r = \frac{1}{R - 1} \sum_{t \neq r} \frac{2 I(r, t)}{H(r) + H(t)}
+
+    Parameters
+    ----------
+    table : ndarray of shape (R, K, R, K)
+        Weight of the rows in cluster k of partition r and cluster l of partition t at
+        ``[r, k, t, l]``.
+
+    Returns
+    -------
+    ndarray of shape (R,)
+        Ones for a partition by itself.
+    """
+    n_partitions = len(table)
+    entropies = [entropy(np.diag(table[r, :, r])) for r in range(n_partitions)]
+    agreement = np.ones((n_partitions, n_partitions))
+    for r in range(n_partitions):
+        for t in range(r):
+            shared = mutual_info_score(None, None, contingency=table[r, :, t])
+            total = entropies[r] + entropies[t]
+            agreement[r, t] = agreement[t, r] = 2 * shared / total if total > 0 else 1.0
+    if n_partitions == 1:
+        return agreement[0]
+    return (agreement.sum(axis=1) - 1) / (n_partitions - 1)
+
+
+def align(table, reference):
+    """Permutations that number the clusters of all partitions as one of them does.
+
+    Parameters
+    ----------
+    table : ndarray of shape (R, K, R, K)
+        As in `stability`.
+    reference : int
+        The partition whose numbers stay.
+
+    Returns
+    -------
+    ndarray of shape (R, K, K)
+        1 where a cluster of a partition is matched to one of the reference, so that most weight is
+        (Kuhn's linear assignment).
+    """
+    identity = np.eye(table.shape[1])
+    matched = (linear_sum_assignment(part[:, reference], maximize=True)[1] for part in table)
+    return np.stack([identity[clusters] for clusters in matched])
+
+
+# --- Clusters and gaps -----------------------------------------------------------------
+
+
+def neighbour_graph(X):
+    r"""Graph of nearest neighbours in which dense and thin regions weigh alike.
+
+    .. math:: w_{ij} = \exp(-\lVert x_i - x_j \rVert^2 / (s_i s_j))
+
+    for the 10 to 20 nearest neighbours of each row, made symmetric; the scale :math:`s_i` is the
+    distance of row i to the one half that far in rank (Zelnik-Manor and Perona, 2004).
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+
+    Returns
+    -------
+    csr_array of shape (n_samples, n_samples)
+        Of total weight one.
+    """
+    n_samples = len(X)
+    n_neighbors = min(int(np.clip(n_samples // 10, 10, 20)), n_samples - 1)
+    distances, neighbors = NearestNeighbors(n_neighbors=n_neighbors).fit(X).kneighbors()
+    scale = np.maximum(distances[:, max(0, n_neighbors // 2 - 1)], np.finfo(float).tiny ** 0.25)
+    weights = np.exp(-(distances**2) / (scale[:, None] * scale[neighbors]))
+    starts = np.arange(0, neighbors.size + 1, n_neighbors)
+    graph = sp.csr_array((weights.ravel(), neighbors.ravel(), starts), (n_samples, n_samples))
+    return (graph + graph.T) / (2 * max(weights.sum(), np.finfo(float).tiny))
+
+
+def pair_weights(graph, labels, n_clusters):
+    """Weight of the edges between two clusters, for all pairs of them.
+
+    Parameters
+    ----------
+    graph : sparse array of shape (n_samples, n_samples)
+    labels : ndarray of shape (n_samples,)
+    n_clusters : int
+
+    Returns
+    -------
+    ndarray of shape (n_clusters, n_clusters)
+    """
+    rows = np.arange(len(labels))
+    member = sp.csr_array((np.ones(len(labels)), (rows, labels)), (len(labels), n_clusters))
+    return (member.T @ graph @ member).toarray()
+
+
+def merge(weights, sizes, n_clusters):
+    """Join clusters, pair by pair those of the largest mean edge: average linkage.
+
+    Parameters
+    ----------
+    weights : ndarray of shape (P, P)
+        See `pair_weights`.
+    sizes : ndarray of shape (P,)
+        Shares of the rows.
+    n_clusters : int
+        How many are to stay.
+
+    Returns
+    -------
+    ndarray of shape (P,)
+        The cluster of each, 0 to ``n_clusters - 1``.
+    """
+    weights, sizes = weights.copy(), sizes.copy()
+    groups = [[piece] for piece in range(len(sizes))]
+    while len(groups) > n_clusters:
+        linkage = weights / np.outer(sizes, sizes)
+        linkage[np.tril_indices(len(sizes))] = -1
+        first, second = np.unravel_index(linkage.argmax(), linkage.shape)
+        weights[first] += weights[second]
+        weights[:, first] += weights[:, second]
+        weights = np.delete(np.delete(weights, second, axis=0), second, axis=1)
+        sizes[first] += sizes[second]
+        sizes = np.delete(sizes, second)
+        groups[first] += groups.pop(second)
+    clusters = np.empty(sum(map(len, groups)), dtype=int)
+    for cluster, pieces in enumerate(groups):
+        clusters[pieces] = cluster
+    return clusters
+
+
+def normalized_cut(weights):
+    r"""Mean share of a cluster's edges that leave it: 0 where there are gaps, near 1 for none.
+
+    .. math:: \frac1K \sum_k \Big( 1 - A_{kk} \big/ \sum_l A_{kl} \Big)
+
+    Parameters
+    ----------
+    weights : ndarray of shape (K, K)
+        See `pair_weights`.
+
+    Returns
+    -------
+    float
+        An empty cluster counts as one of no gap.
+    """
+    volume = weights.sum(axis=1)
+    kept = np.divide(np.diag(weights), volume, out=np.zeros(len(weights)), where=volume > 0)
+    return float(np.mean(1 - kept))
