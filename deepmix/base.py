@@ -37,6 +37,7 @@ from deepmix._torch import (
     to_host,
 )
 from deepmix.callbacks import CallbackSupportMixin, EarlyStopping, Progress, Reports
+from deepmix.initialization import first_best
 from deepmix.networks import build_on_meta
 from deepmix.training import minimize, optimizer_to_numpy
 
@@ -126,7 +127,7 @@ class BaseDeepMixture(
             network.eval()
             criteria = np.atleast_1d(self._criterion(network, rows))
             criteria = np.where(np.isnan(criteria), np.inf, criteria)
-            restart = int(np.argmin(criteria))
+            restart = first_best(criteria)
             if best is None or criteria[restart] < best[0]:
                 best = criteria[restart], network, history, restart
             if history.interrupted:

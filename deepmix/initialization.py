@@ -28,6 +28,30 @@ from deepmix.training import Objective, Phase, minimize
 # rows of most tables, 5,000 rows of MNIST.
 SAMPLE_BUDGET = 2**22
 
+# --- Choice among restarts ---------------------------------------------------------------
+
+
+def first_best(values):
+    """Index of the first value that is the smallest but for rounding.
+
+    Restarts that end in one partition under several names differ by rounding only: which of them
+    is kept should not hang on the processor.
+
+    Parameters
+    ----------
+    values : array-like of shape (n_restarts,)
+        Of which some may be infinite.
+
+    Returns
+    -------
+    int
+    """
+    values = np.asarray(values, dtype=np.float64)
+    best = values.min()
+    slack = 1e-6 * abs(best) if np.isfinite(best) else 0.0
+    return int(np.argmax(values <= best + slack))
+
+
 # --- Centres ---------------------------------------------------------------------------
 
 
@@ -58,7 +82,7 @@ def initial_centers(init, X, n_clusters, random_state, sample_weight=None, n_ini
     if init == "k-means++":
         return _plus_plus(X, n_clusters, random_state, sample_weight)
     runs = [_lloyd(X, n_clusters, random_state, sample_weight) for _ in range(n_init)]
-    return min(runs, key=lambda run: run.inertia_).cluster_centers_
+    return runs[first_best([run.inertia_ for run in runs])].cluster_centers_
 
 
 def _plus_plus(X, n_clusters, random_state, sample_weight):
@@ -153,15 +177,13 @@ def best_mixture(X, n_clusters, random_state, sample_weight=None, n_init=5):
     weight = None if sample_weight is None else torch.from_numpy(sample_weight)
     # Codes may have dead dimensions: relative to their spread, not to one.
     reg_covar = 1e-3 * float(np.average(x.square().mean(dim=1), weights=sample_weight)) or 1.0
-    best = None
+    runs = []
     for _ in range(n_init):
         centers = initial_centers("k-means", X, n_clusters, random_state, sample_weight)
         nearest = pairwise_distances_argmin(X, centers)
         resp = torch.nn.functional.one_hot(torch.from_numpy(nearest), n_clusters).double()
-        parameters, _, log_likelihood = fit_gaussian_mixture(x, resp, weight, reg_covar)
-        if best is None or log_likelihood > best[0]:
-            best = log_likelihood, parameters
-    weights, means, covariances = best[1]
+        runs.append(fit_gaussian_mixture(x, resp, weight, reg_covar))
+    weights, means, covariances = runs[first_best([-run[2] for run in runs])][0]
     return means + torch.from_numpy(origin), torch.einsum("k,kij->ij", weights, covariances)
 
 

@@ -15,6 +15,7 @@ from deepmix.initialization import (
     build_autoencoder,
     canonical_order,
     check_centers,
+    first_best,
     initial_centers,
     sample_rows,
 )
@@ -234,3 +235,12 @@ def test_parts_that_do_not_fit_are_refused():
 def test_sizes_that_no_network_has_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} must be made of integers >= 1; got"):
         pretrain_autoencoder(np.eye(4), **{name: value})
+
+
+def test_the_first_of_the_best_is_chosen_whatever_rounding_says():
+    assert first_best([3.0, 1.0 + 1e-9, 1.0, 2.0]) == 1
+    assert first_best([3.0, -1.0 + 1e-9, -1.0]) == 1
+    assert first_best([3.0, 1.1, 1.0]) == 2
+    assert first_best([np.inf, 5.0]) == 1
+    assert first_best([np.inf, np.inf]) == 0
+    assert first_best([0.0, -1e-30]) == 1

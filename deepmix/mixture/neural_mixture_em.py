@@ -34,6 +34,7 @@ from deepmix.augmentation import (
     sobel,
 )
 from deepmix.base import BaseDeepMixture, Interval, StrOptions
+from deepmix.initialization import first_best
 from deepmix.networks import (
     ConvNet,
     Members,
@@ -487,28 +488,28 @@ class Gaps:
         return np.array([normalized_cut(part) for part in weights]) + NO_CUT
 
 
-def impose_weights(network, table, weights):
+def impose_weights(network, rows, weights):
     r"""Give clusters the prior of Sec. 6, the largest cluster the largest weight.
 
     .. math:: p(z = k \mid x) \propto \pi_k \, f(x \mid z = k), \qquad
         f(x \mid z = k) \propto \hat p(z = k \mid x) / \hat\pi_k
 
-    with the posteriors and shares that training has found under the bar.
+    with the posteriors and their means that training has found under the hats.
 
     Parameters
     ----------
     network : NeuralMixtureNetwork
-    table : ndarray of shape (n_members, n_clusters, n_members, n_clusters)
-        See `contingencies`.
+    rows : Rows
     weights : ndarray of shape (n_clusters,)
     """
+
+    def sums(batch, weight):
+        return torch.tensordot(weight, network.member_resp(batch), dims=1).double().cpu()
+
+    means = sum_batchwise(sums, rows).numpy() / rows.total_weight
     order, identity = np.argsort(weights, kind="stable"), np.eye(len(weights))
-    matrices = []
-    for m in range(network.n_members):
-        found = np.diag(table[m, :, m]).clip(1e-12)
-        ranks = np.argsort(np.argsort(found, kind="stable"))
-        matrices.append(identity[order[ranks]] * weights * found.sum() / found[:, None])
-    network.renumber(np.stack(matrices))
+    ranks = np.argsort(np.argsort(means, axis=1, kind="stable"), axis=1)
+    network.renumber(identity[order[ranks]] * weights / means[:, :, None])
 
 
 def cluster_means(rows, labels, n_clusters):
@@ -967,11 +968,11 @@ class NeuralMixtureEM(BaseDeepMixture):
         gaps = Gaps(network.prepare, rows, random_state)
         gaps.merge_outputs(network, rows)
         cuts, table = gaps.cuts(network, rows), contingencies(network, rows)
-        restart = int(np.argmax(np.where(cuts <= SIMILAR_CUT * cuts.min(), stability(table), -1)))
+        restart = first_best(np.where(cuts <= SIMILAR_CUT * cuts.min(), -stability(table), np.inf))
         if self.ensemble:
             network.renumber(align(table, restart))
         if not isinstance(self.weights, str):
-            impose_weights(network, contingencies(network, rows), np.asarray(self.weights))
+            impose_weights(network, rows, np.asarray(self.weights))
         return network, history, restart, cuts[restart], gaps
 
     def _init_network(self, rows, n_restarts, random_state, generator, n_outputs=None):
@@ -1040,7 +1041,7 @@ class NeuralMixtureEM(BaseDeepMixture):
         if self.selection == "loss":
             criterion = sum_batchwise(lambda x, w: -w @ network.em_scores(x), rows).cpu().numpy()
         if self.ensemble:
-            network.renumber(align(table, reference=int(np.argmin(criterion))))
+            network.renumber(align(table, first_best(criterion)))
         return criterion
 
     def _fitted_arguments(self, network, rows):

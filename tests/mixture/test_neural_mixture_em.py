@@ -516,14 +516,16 @@ def test_the_prior_of_the_general_equation():
     """Sec. 6: posteriors times new over old weights, normalised."""
     network = NeuralMixtureNetwork(2, 3).init_weights(generator()).double()
     x = torch.randn(9, 2, generator=generator()).double()
+    weight = torch.arange(1.0, 10.0).double()
+    rows = Rows(x.numpy(), torch.device("cpu"), torch.float64, weight.numpy())
     with torch.no_grad():
         before = network.resp(x)
-        table = np.zeros((1, 3, 1, 3))
-        table[0, :, 0] = np.diag([20.0, 50.0, 30.0])
-        impose_weights(network, table, np.array([0.1, 0.2, 0.7]))
-        # The largest cluster, the second, gets the largest weight, and its number.
-        order, ratio = [0, 2, 1], torch.tensor(np.array([0.1, 0.2, 0.7]) / [0.2, 0.3, 0.5])
-        expected = before[:, order] * ratio
+        found = weight @ before / weight.sum()
+        given = np.array([0.1, 0.7, 0.2])
+        impose_weights(network, rows, given)
+        # The largest cluster gets the largest weight and its number, and so on.
+        order = np.argsort(found.numpy())[[0, 2, 1]]
+        expected = before[:, order] / found[order] * torch.tensor(given)
         expected = expected / expected.sum(dim=1, keepdim=True)
         torch.testing.assert_close(network.resp(x), expected, rtol=RTOL, atol=RTOL)
 
