@@ -16,7 +16,7 @@ from deepmix import NeuralMixtureEM
 from deepmix._torch import Rows
 from deepmix.augmentation import ImageAugmentation
 from deepmix.metrics import clustering_accuracy
-from deepmix.mixture.neural_mixture_em import (
+from deepmix.mixture.neural_mixture import (
     MixtureEM,
     NeuralMixtureNetwork,
     consistency_loss,
@@ -539,6 +539,13 @@ def test_an_ensemble_of_unequal_clusters():
     assert model.module_.n_members == 5
 
 
+def test_convolutional_networks_have_pieces_too(digits):
+    X, _ = digits
+    model = NeuralMixtureEM(4, weights=[0.4, 0.3, 0.2, 0.1], max_iter=3, **IMAGES).fit(X)
+    assert model.module_.n_outputs == 40
+    assert model.predict_proba(X).shape == (len(X), 4)
+
+
 def test_few_rows_get_few_pieces():
     assert n_pieces(4, 2000) == 40
     assert n_pieces(20, 2000) == 100
@@ -691,6 +698,7 @@ BAD = [
         "network must map a batch",
     ),
     ({"network": nn.Linear(64, 4), "n_init": 2}, "restarts of one torch.nn.Module"),
+    ({"network": nn.Linear(64, 4), "weights": "learned"}, "more outputs than clusters"),
     ({"augmentation": "weak"}, "augmentation='weak' is none for vectors"),
     ({"augmentation": ImageAugmentation(rotation=3)}, "is none for vectors"),
     ({"image_shape": (1, 8, 8), "augmentation": "noise"}, "'noise' is none for images"),
