@@ -152,6 +152,11 @@ class History:
         for name, value in terms.items():
             self.terms.setdefault(name, []).append(value)
 
+    def prepend(self, earlier):
+        """Take the terms of an earlier stage that trained the same parameters before this one."""
+        names = {**earlier.terms, **self.terms}
+        self.terms = {n: [*earlier.terms.get(n, []), *self.terms.get(n, [])] for n in names}
+
     def arrays(self, restart=0):
         """Curves of one restart, and the sum of its terms: dict of ndarray of shape (n_iter,)."""
         curves, before = _curves(self.terms, restart), _curves(self.before, restart)

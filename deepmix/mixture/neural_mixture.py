@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import one_hot, softplus
+from torch.nn.functional import logsigmoid, one_hot
 
 from deepmix._torch import apply_batchwise, full_precision, sum_batchwise
 from deepmix.augmentation import grayscale, sobel
@@ -51,7 +51,8 @@ def normalize(scores, weight, epsilon=EPSILON):
 
     Parameters
     ----------
-    scores : Tensor of shape (B, ..., K)
+    scores : Tensor of shape (B, K) or (B, M, K)
+        M networks side by side.
     weight : Tensor of shape (B,)
         Row i counts ``weight[i]`` times.
     epsilon : float
@@ -59,11 +60,12 @@ def normalize(scores, weight, epsilon=EPSILON):
 
     Returns
     -------
-    Tensor of shape (B, ..., K)
+    Tensor of shape (B, K) or (B, M, K)
     """
-    share = (weight / weight.sum()).view(-1, *[1] * (scores.dim() - 1))
-    centred = scores - (share * scores).sum(dim=0)
-    return centred * ((share * centred.square()).sum(dim=0) + epsilon).rsqrt()
+    share, flat = weight / weight.sum(), scores.flatten(1)
+    centred = flat - share @ flat
+    normalized = centred * (share @ centred.square() + epsilon).rsqrt()
+    return normalized.view(scores.shape)
 
 
 def log_density(normalized, gamma):
@@ -80,7 +82,7 @@ def log_density(normalized, gamma):
     -------
     Tensor of shape (..., K)
     """
-    return -softplus(-normalized / gamma)
+    return logsigmoid(normalized / gamma)
 
 
 def posterior(normalized):
@@ -106,18 +108,17 @@ def em_loss(p, normalized, weight, gamma):
 
     Parameters
     ----------
-    p : Tensor of shape (B, ..., K)
+    p : Tensor of shape (B, K) or (B, M, K)
         Posteriors, held constant by the caller.
-    normalized : Tensor of shape (B, ..., K)
+    normalized : Tensor of shape (B, K) or (B, M, K)
     weight : Tensor of shape (B,)
     gamma : float
 
     Returns
     -------
-    Tensor of shape (...)
+    Tensor of shape () or (M,)
     """
-    per_row = -(p * log_density(normalized, gamma)).sum(dim=-1)
-    return torch.tensordot(weight, per_row, dims=1)
+    return -weight @ (p * log_density(normalized, gamma)).sum(dim=-1)
 
 
 def consistency_loss(p, normalized, weight):
@@ -128,18 +129,17 @@ def consistency_loss(p, normalized, weight):
 
     Parameters
     ----------
-    p : Tensor of shape (B, ..., K)
+    p : Tensor of shape (B, K) or (B, M, K)
         Posteriors of the rows, held constant by the caller.
-    normalized : Tensor of shape (B, ..., K)
+    normalized : Tensor of shape (B, K) or (B, M, K)
         Standardised scores of their views.
     weight : Tensor of shape (B,)
 
     Returns
     -------
-    Tensor of shape (...)
+    Tensor of shape () or (M,)
     """
-    divergence = (torch.xlogy(p, p) - p * normalized.log_softmax(dim=-1)).sum(dim=-1)
-    return torch.tensordot(weight, divergence, dims=1)
+    return weight @ (torch.xlogy(p, p) - p * normalized.log_softmax(dim=-1)).sum(dim=-1)
 
 
 # --- Network ---------------------------------------------------------------------------
@@ -289,14 +289,16 @@ class NeuralMixtureNetwork(nn.Module):
         """Map the clusters of each member to others: (n_members, n_clusters, n_clusters)."""
         self.membership.copy_(self.membership @ torch.as_tensor(matrices).to(self.membership))
 
+    def keep(self, member):
+        """Drop all members but one, in place."""
+        self.n_members, self.members = 1, self.members.select(member)
+        for name in ("score_mean", "score_scale", "membership"):
+            setattr(self, name, getattr(self, name)[member : member + 1].clone())
+        return self
+
     def select(self, member):
         """One of the members, as a network of its own."""
-        chosen = copy.deepcopy(self)
-        chosen.n_members, part = 1, slice(member, member + 1)
-        chosen.members = chosen.members.select(member)
-        for name in ("score_mean", "score_scale", "membership"):
-            setattr(chosen, name, getattr(self, name)[part].clone())
-        return chosen
+        return copy.deepcopy(self).keep(member)
 
 
 # --- Training --------------------------------------------------------------------------
@@ -353,7 +355,7 @@ class MixtureEM(Objective):
             if views:
                 terms["em_view"] = em_loss(p, views[0], weight, self.network.gamma)
             # No loss: a fall of it means that training runs to uniform posteriors.
-            terms["confidence"] = torch.tensordot(weight, p.amax(dim=-1), dims=1)
+            terms["confidence"] = weight @ p.amax(dim=-1)
         return terms
 
     def consistency_step(self, batch, index, weight):

@@ -36,10 +36,12 @@ from deepmix.mixture.neural_mixture import (
 )
 from deepmix.networks import check_layer_sizes
 from deepmix.partitions import align, stability
+from deepmix.training import History
 
 BATCH_SIZE = 128  # the paper's
 MIN_EPOCHS, MIN_STEPS = 10, 1000  # ten epochs of 150 rows are ten steps
-DEFAULT_RESTARTS = 10
+DEFAULT_RESTARTS, DEFAULT_RACERS = 10, 4
+RACE = 0.2  # of the epochs, for which all restarts of a large network are trained
 LEARNING_RATE, IMAGE_LEARNING_RATE = 1e-3, 2e-4
 CONSISTENCY_SHARE = 0.2  # of the learning rate
 LOST_CONFIDENCE = 0.8  # of the largest, below which a fit is warned of
@@ -109,14 +111,15 @@ class NeuralMixtureEM(BaseDeepMixture):
     gamma : float, default=5.0
         What divides the scores in the sigmoid; 2 to 10 make no difference, 1 fails.
     n_init : int or 'auto', default='auto'
-        Restarts, trained side by side. 'auto' is 10 for the perceptron, which then costs two or
-        three times as much as one, and 1 for other networks.
+        Restarts. Those of the perceptron are trained side by side, 'auto' is 10, which costs two or
+        three times as much as one. Other networks race: the first fifth of the epochs trains all
+        restarts, the rest the one of lowest loss; 'auto' is 4.
     selection : {'stability', 'loss'}, default='stability'
-        Which restart is kept: the one whose clusters agree best with those of the others (mean
-        NMI), or that of lowest loss.
+        Which restart of the perceptron is kept: the one whose clusters agree best with those of the
+        others (mean NMI), or that of lowest loss.
     ensemble : bool, default=False
-        Whether all restarts are kept and their posteriors averaged, clusters matched to those of
-        the most stable one.
+        Whether all restarts, trained to the end, are kept and their posteriors averaged, clusters
+        matched to those of the one selected.
     max_iter : int or 'auto', default='auto'
         Epochs; 'auto' is ten, or as many as make a thousand steps.
     batch_size : int or 'auto', default='auto'
@@ -363,7 +366,9 @@ class NeuralMixtureEM(BaseDeepMixture):
     def _n_starts(self):
         if self.n_init != "auto":
             return self.n_init
-        return DEFAULT_RESTARTS if self._is_perceptron() else 1
+        if isinstance(self.network, nn.Module):
+            return 1
+        return DEFAULT_RESTARTS if self._is_perceptron() else DEFAULT_RACERS
 
     def _has_equal_clusters(self):
         return isinstance(self.weights, str) and self.weights == "uniform"
@@ -525,23 +530,45 @@ class NeuralMixtureEM(BaseDeepMixture):
         return network
 
     def _train(self, network, rows, generator, random_state, reports):
-        objective = MixtureEM(
-            network, self._view(generator), self._consistency_rate(), self.consistency_warm_up
-        )
-        history = self._minimize(
-            objective,
+        n_epochs, before = self._n_epochs(rows), History()
+        if network.n_members > 1 and not self._is_perceptron() and not self.ensemble:
+            before = self._race(network, rows, generator, reports, math.ceil(RACE * n_epochs))
+        history = before
+        if not before.interrupted:
+            done = before.n_iter
+            history = self._stage(network, rows, generator, reports, n_epochs - done, done)
+            history.prepend(before)
+        network.eval().fit_statistics(rows)
+        return history
+
+    def _race(self, network, rows, generator, reports, n_epochs):
+        """Train all members for a while, and keep the one of lowest loss."""
+        told = {"task": "race", "may_stop": False}
+        history = self._stage(network, rows, generator, reports, n_epochs, 0, **told)
+        best = 0
+        if history.n_iter:
+            losses = sum(history.terms[name][-1] for name in history.watch)
+            best = first_best(np.where(np.isnan(losses), np.inf, losses))
+        network.keep(best)
+        history.terms = {n: [v[best : best + 1] for v in vs] for n, vs in history.terms.items()}
+        return history
+
+    def _stage(self, network, rows, generator, reports, n_epochs, n_done, **options):
+        """``n_epochs`` of training after ``n_done``."""
+        warm_up = max(0, self.consistency_warm_up - n_done)
+        return self._minimize(
+            MixtureEM(network, self._view(generator), self._consistency_rate(), warm_up),
             network,
             rows,
             reports,
-            max_iter=self._n_epochs(rows),
+            max_iter=n_epochs,
             generator=generator,
             learning_rate=self._learning_rate(),
             precision=self.precision,
             # That of the mean loss; the engine has the sum.
             weight_decay=self.weight_decay * rows.total_weight / self._n_batches(rows),
+            **options,
         )
-        network.eval().fit_statistics(rows)
-        return history
 
     def _learning_rate(self):
         if self.learning_rate_init != "auto":

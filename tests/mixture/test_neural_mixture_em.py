@@ -563,7 +563,7 @@ def digits():
     return data.data[chosen].astype(np.uint8), data.target[chosen]
 
 
-IMAGES = {"image_shape": (1, 8, 8), "network": "C8 M C16 F16", "random_state": 0}
+IMAGES = {"image_shape": (1, 8, 8), "network": "C8 M C16 F16", "n_init": 1, "random_state": 0}
 
 
 def test_images_are_clustered_end_to_end(digits):
@@ -602,8 +602,45 @@ def test_views_come_from_the_generator_of_the_fit(digits, global_random_states):
 
 def test_restarts_of_convolutional_networks_train_side_by_side(digits):
     X, _ = digits
-    model = NeuralMixtureEM(4, n_init=3, ensemble=True, max_iter=2, **IMAGES).fit(X)
+    options = {**IMAGES, "n_init": 3, "max_iter": 2}
+    model = NeuralMixtureEM(4, ensemble=True, **options).fit(X)
     assert len(model.module_.members) == 3
+
+
+def test_of_convolutional_networks_the_one_of_lowest_loss_goes_on_after_a_race(digits):
+    X, _ = digits
+    losses = []
+
+    class Watched(NeuralMixtureEM):
+        def _stage(self, network, *args, **options):
+            n_members = network.n_members
+            history = super()._stage(network, *args, **options)
+            last = sum(history.terms[name][-1] for name in history.watch)
+            losses.append((n_members, history.n_iter, last))
+            return history
+
+    options = {**IMAGES, "n_init": 3, "max_iter": 10, "two_fold": True, "consistency_warm_up": 4}
+    model = Watched(4, **options).fit(X)
+    (n_race, race_epochs, raced), (n_kept, kept_epochs, kept) = losses
+    assert (n_race, race_epochs, n_kept, kept_epochs) == (3, 2, 1, 8)
+    assert model.n_iter_ == len(model.history_["em"]) == 10
+    assert len(model.history_["consistency"]) == 6
+    assert model.history_["loss"][1] == pytest.approx(raced.min(), rel=1e-6)
+    assert model.history_["loss"][-1] == pytest.approx(kept.item(), rel=1e-6)
+
+
+def test_an_interruption_of_the_race_leaves_a_fitted_estimator(digits, monkeypatch):
+    X, _ = digits
+
+    def press(self, state):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deepmix.callbacks.Progress.__call__", press)
+    model = NeuralMixtureEM(4, max_iter=10, verbose=1, **{**IMAGES, "n_init": 3})
+    with pytest.warns(ConvergenceWarning, match=r"interrupted in epoch 1 of 2 \(race\)"):
+        model.fit(X)
+    assert model.n_iter_ == 1
+    np.testing.assert_array_equal(model.predict(X), model.labels_)
 
 
 @pytest.mark.parametrize("sobel", [True, False])
@@ -646,7 +683,7 @@ def test_views_by_callable(digits):
 
 def test_bfloat16_trains_much_alike(digits):
     X, _ = digits
-    options = {"max_iter": 5, "n_init": 1, **IMAGES}
+    options = {"max_iter": 5, **IMAGES}
     models = [NeuralMixtureEM(4, precision=p, **options).fit(X) for p in ("float32", "bfloat16")]
     losses = [model.history_["loss"][-1] for model in models]
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)
