@@ -132,11 +132,18 @@ class Rows:
         self.weight = torch.tensor(weight, dtype=dtype, device=device)
         # After the conversion: a weight that underflows there counts as zero.
         self.visited = self.weight.cpu().nonzero().squeeze(1)
-        self.total_weight = float(weight.sum())
+        # Of the converted weights: sums over rows are divided by it.
+        self.total_weight = float(self.weight.cpu().double().sum())
+        self.width = self.n_features
         self._moments = None
 
     def __len__(self):
         return self.n_samples
+
+    @property
+    def inference_batch_size(self):
+        """Rows in a batch without gradients, for networks that widen a row to ``width`` numbers."""
+        return inference_batch_size(self.width)
 
     def take(self, index):
         """Gather rows: ``index`` of shape (B,) -> float batch of shape (B, n_features)."""
@@ -266,7 +273,7 @@ def apply_batchwise(function, rows, index=None):
     index = torch.arange(rows.n_samples) if index is None else index
     out, start = None, 0
     with torch.inference_mode():
-        for chosen in index.split(inference_batch_size(rows.n_features)):
+        for chosen in index.split(rows.inference_batch_size):
             part = function(rows.take(chosen)).cpu().numpy()
             if out is None:
                 out = np.empty((len(index), *part.shape[1:]), dtype=part.dtype)
@@ -282,9 +289,9 @@ def full_precision(device):
 
 def sum_batchwise(function, rows):
     """Sum ``function(batch, weight)`` over all rows of positive weight, without gradients."""
-    size = inference_batch_size(rows.n_features)
     with torch.inference_mode():
-        return sum(function(batch, weight) for batch, _, weight in rows.batches(size))
+        batches = rows.batches(rows.inference_batch_size)
+        return sum(function(batch, weight) for batch, _, weight in batches)
 
 
 # --- Module state ----------------------------------------------------------------------

@@ -323,7 +323,13 @@ class BaseDeepMixture(
         # In the dtype of X: a float32 net would make a row's result depend on its batch.
         dtype = torch.float64 if X.dtype == np.float64 else torch.float32
         network = self._rebuild(dtype, device)
-        return apply_batchwise(getattr(network, method), Rows(X, device, dtype))
+        rows = Rows(X, device, dtype)
+        rows.width = self._row_width(rows.n_features)
+        return apply_batchwise(getattr(network, method), rows)
+
+    def _row_width(self, n_features):
+        """Numbers that the network makes of a row at most, for the size of batches."""
+        return n_features
 
     def _prediction_device(self):
         try:
@@ -397,7 +403,7 @@ class BaseDeepMixture(
         ended = self.converged_ or history.interrupted or history.stopped
         if not ended and self.tol > 0:
             yield (
-                f"{name} did not converge in max_iter={self.max_iter} epochs (tol={self.tol}, "
+                f"{name} did not converge in max_iter={self.n_iter_} epochs (tol={self.tol}, "
                 f"n_iter_no_change={self.n_iter_no_change}). Increase max_iter, raise tol, or "
                 "set tol=0 to train for max_iter epochs and nothing else."
             )

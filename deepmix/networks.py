@@ -355,7 +355,10 @@ class Standardizer(nn.Module):
         """Set the buffers from `Rows.moments`; what is constant keeps its scale."""
         self.mean.copy_(mean)
         deviation = (variances if self.scale.dim() else variances.mean()).sqrt()
-        self.scale.copy_(torch.where(deviation > 0, deviation, 1.0))
+        # A constant's deviation is a rounding error of its mean.
+        size = mean.abs() if self.scale.dim() else mean.abs().max()
+        constant = deviation <= 10 * torch.finfo(variances.dtype).eps * size
+        self.scale.copy_(torch.where(constant, 1.0, deviation))
         return self
 
     def fit_limits(self, low, high):

@@ -33,7 +33,8 @@ def stability(table):
         for t in range(r):
             shared = mutual_info_score(None, None, contingency=table[r, :, t])
             total = entropies[r] + entropies[t]
-            agreement[r, t] = agreement[t, r] = 2 * shared / total if total > 0 else 1.0
+            # That all rows are in one cluster is no agreement: restarts collapse alike.
+            agreement[r, t] = agreement[t, r] = 2 * shared / total if total > 0 else 0.0
     if n_partitions == 1:
         return agreement[0]
     return (agreement.sum(axis=1) - 1) / (n_partitions - 1)
@@ -81,6 +82,8 @@ def neighbour_graph(X):
         Of total weight one.
     """
     n_samples = len(X)
+    if n_samples == 1:
+        return sp.csr_array((1, 1))
     n_neighbors = min(int(np.clip(n_samples // 10, 10, 20)), n_samples - 1)
     distances, neighbors = NearestNeighbors(n_neighbors=n_neighbors).fit(X).kneighbors()
     scale = np.maximum(distances[:, max(0, n_neighbors // 2 - 1)], np.finfo(float).tiny ** 0.25)

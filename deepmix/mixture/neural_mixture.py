@@ -208,8 +208,20 @@ class NeuralMixtureNetwork(nn.Module):
             self.members.init_weights(generator)
             return self
         for i, member in enumerate(self.members):
-            if is_meta(member):
+            anew = is_meta(member)
+            if anew:
                 self.members[i] = materialize(member, generator, scheme="fan-in")
+            if not trainable(self.members[i]):
+                raise ValueError(
+                    f"network has no parameter to train; got {self.members[i]}. Unfreeze some "
+                    "(requires_grad), or use a network that has one."
+                )
+            if self.n_members > 1 and not anew:
+                raise ValueError(
+                    "network gives a module that has weights already, and "
+                    f"{self.n_members} restarts of it would be one model. Set n_init=1, or build "
+                    "it anew in each call."
+                )
             check_shapes(self.members[i], self.input_shape, self.n_outputs, "network")
         return self
 
@@ -233,7 +245,7 @@ class NeuralMixtureNetwork(nn.Module):
         """Standardised scores of the clusters, the mean over members: (B, n_features) -> (B, K).
 
         That of a cluster of several outputs is the log of the sum of their exponentials, so that a
-        softmax makes posteriors of either.
+        softmax makes posteriors of one member in either case.
         """
         used = self._used(self.normalized(x))
         if self.n_outputs == self.n_clusters:
@@ -307,6 +319,8 @@ class NeuralMixtureNetwork(nn.Module):
 class MixtureEM(Objective):
     """EM on the rows (Eq. 6) or on them and their views (Eq. 7), then consistency (Eq. 8).
 
+    When consistency begins after a warm-up, both optimisers are new.
+
     Parameters
     ----------
     network : NeuralMixtureNetwork
@@ -370,6 +384,11 @@ class MixtureEM(Objective):
 
 
 # --- Restarts --------------------------------------------------------------------------
+
+
+def finite_members(network):
+    """Which members have not diverged: ndarray of bool of shape (n_members,)."""
+    return torch.isfinite(network.score_scale).all(dim=1).cpu().numpy()
 
 
 def contingencies(network, rows):
@@ -438,7 +457,7 @@ class Gaps:
             n_kept = np.count_nonzero(share >= SMALLEST_PIECE / network.n_outputs)
             kept = np.sort(order[: max(n_kept, network.n_clusters)])
             weights = pair_weights(self.graph, normalized[:, m, kept].argmax(axis=1), len(kept))
-            clusters = merge(weights, share[kept] + 1 / rows.n_samples, network.n_clusters)
+            clusters = merge(weights, share[kept] + 1 / len(rows.visited), network.n_clusters)
             network.membership[m, kept, clusters] = 1.0
 
     def cuts(self, network, rows):
@@ -449,7 +468,7 @@ class Gaps:
 
 
 def impose_weights(network, rows, weights):
-    r"""Give clusters the prior of Sec. 6, the largest cluster the largest weight.
+    r"""Give clusters the prior of Sec. 6, the largest (of all members) the largest weight.
 
     .. math:: p(z = k \mid x) \propto \pi_k \, f(x \mid z = k), \qquad
         f(x \mid z = k) \propto \hat p(z = k \mid x) / \hat\pi_k
@@ -468,5 +487,5 @@ def impose_weights(network, rows, weights):
 
     means = sum_batchwise(sums, rows).numpy() / rows.total_weight
     order, identity = np.argsort(weights, kind="stable"), np.eye(len(weights))
-    ranks = np.argsort(np.argsort(means, axis=1, kind="stable"), axis=1)
+    ranks = np.argsort(np.argsort(means.mean(axis=0), kind="stable"))
     network.renumber(identity[order[ranks]] * weights / means[:, :, None])

@@ -8,6 +8,7 @@ training is a step of EM, for images on two views of each, and in two-fold train
 consistency besides. No k-means anywhere. The equations are in `deepmix.mixture.neural_mixture`.
 """
 
+import copy
 import math
 from functools import partial
 from numbers import Integral, Real
@@ -31,6 +32,7 @@ from deepmix.mixture.neural_mixture import (
     MixtureEM,
     NeuralMixtureNetwork,
     contingencies,
+    finite_members,
     impose_weights,
     n_pieces,
 )
@@ -67,6 +69,8 @@ class NeuralMixtureEM(BaseDeepMixture):
     ``image_shape`` it clusters raw images end to end, by random views of them. All clusters are
     pulled to equal size unless ``weights`` says otherwise, and `predict_proba` is under-confident
     by construction: with ten balanced clusters the largest posterior is about three quarters.
+    `transform` gives the standardised relevance scores of the clusters, of which `predict_proba`
+    is the softmax (with ``ensemble``, both are means over its networks).
 
     Parameters
     ----------
@@ -98,8 +102,8 @@ class NeuralMixtureEM(BaseDeepMixture):
         Whether each step of EM is followed by one for consistency between rows and views (Eq. 8,
         Algorithm 1).
     consistency_learning_rate : float or None, default=None
-        Of these steps. None takes a fifth of ``learning_rate_init``; rates above it drive small
-        nets to uniform posteriors, which are a trivial optimum of Eq. 8.
+        Of these steps. None takes a fifth of ``learning_rate_init``. A rate above that of EM
+        drives small nets to uniform posteriors, which are a trivial optimum of Eq. 8.
     consistency_warm_up : int, default=0
         Epochs without them at the beginning.
     weights : {'uniform', 'learned'} or array-like of shape (n_clusters,), default='uniform'
@@ -107,7 +111,8 @@ class NeuralMixtureEM(BaseDeepMixture):
         'learned' trains five times as many outputs, joins those between which there is no gap in
         the data, and keeps the result if its gaps are clearer than those between equal clusters;
         it costs about three times as much. Given shares rank the clusters found so by size, and
-        weigh their posteriors. With fewer than five restarts it is less sure.
+        weigh their posteriors. The gaps are looked for among at most 4000 rows, each counted once
+        whatever its weight. With fewer than five restarts it is less sure.
     gamma : float, default=5.0
         What divides the scores in the sigmoid; 2 to 10 make no difference, 1 fails.
     n_init : int or 'auto', default='auto'
@@ -116,7 +121,8 @@ class NeuralMixtureEM(BaseDeepMixture):
         restarts, the rest the one of lowest loss; 'auto' is 4.
     selection : {'stability', 'loss'}, default='stability'
         Which restart of the perceptron is kept: the one whose clusters agree best with those of the
-        others (mean NMI), or that of lowest loss.
+        others (mean NMI), or that of lowest loss. Where outputs are joined (``weights``), the most
+        stable of those with the clearest gaps is.
     ensemble : bool, default=False
         Whether all restarts, trained to the end, are kept and their posteriors averaged, clusters
         matched to those of the one selected.
@@ -148,7 +154,7 @@ class NeuralMixtureEM(BaseDeepMixture):
     dtype : {'float32', 'float64', 'auto'}, default='float32'
         Of training; 'auto' is that of X. Predictions are made in the dtype of X.
     random_state : int, RandomState instance or None, default=None
-        Determines initial weights, views and the order of rows.
+        Determines initial weights, the order of rows, and views but for those of a callable.
     verbose : int, default=0
         Print a line every ten epochs (1) or every epoch (10).
 
@@ -167,6 +173,7 @@ class NeuralMixtureEM(BaseDeepMixture):
     history_ : dict of str to ndarray of shape (`n_iter_`,)
         'loss' and its terms 'em' and 'em_view' (the two of Eq. 7), per row; 'confidence', the mean
         of the largest posteriors; and 'consistency' (Eq. 8), without the epochs of the warm-up.
+        Where outputs were joined, those of all outputs.
     n_iter_ : int
         Epochs run.
     converged_ : bool
@@ -294,7 +301,7 @@ class NeuralMixtureEM(BaseDeepMixture):
         self.verbose = verbose
 
     @classmethod
-    def from_paper(cls, dataset, n_clusters=10, **parameters):
+    def from_paper(cls, dataset, n_clusters=None, **parameters):
         """Make an estimator with the settings of the paper (Secs. 8.1 and 8.2).
 
         One run of Adam without weight decay in batches of 128. Vectors: ten epochs at 1e-3, by
@@ -305,7 +312,8 @@ class NeuralMixtureEM(BaseDeepMixture):
         ----------
         dataset : {'mnist_2d', 'mnist', 'cifar10', 'cifar100', 'stl10'}
             Whose network and shape of images to take.
-        n_clusters : int, default=10
+        n_clusters : int or None, default=None
+            None takes the paper's: 20 (super-classes) for 'cifar100', else 10.
         **parameters
             Override any of these settings.
 
@@ -332,6 +340,7 @@ class NeuralMixtureEM(BaseDeepMixture):
                 "consistency_learning_rate": 1e-4,
                 "max_iter": 250,
             }
+        n_clusters = n_clusters or (20 if dataset == "cifar100" else 10)
         return cls(n_clusters, **{**settings, **parameters})
 
     def score_samples(self, X):
@@ -413,6 +422,12 @@ class NeuralMixtureEM(BaseDeepMixture):
                 "two_fold=True compares rows with views of them, and augmentation="
                 f"{self.augmentation!r} makes none. Name an augmentation, or set two_fold=False."
             )
+        n_epochs = math.inf if self.max_iter == "auto" else self.max_iter
+        if self.two_fold and 0 < n_epochs <= self.consistency_warm_up:
+            raise ValueError(
+                f"consistency_warm_up={self.consistency_warm_up} leaves none of max_iter="
+                f"{self.max_iter} epochs for two_fold=True. Lower it, or raise max_iter."
+            )
         if self.precision == "bfloat16" and self.dtype != "float32":
             raise ValueError(
                 f"precision='bfloat16' goes with dtype='float32'; got dtype={self.dtype!r}. Change "
@@ -493,14 +508,26 @@ class NeuralMixtureEM(BaseDeepMixture):
     # --- Hooks of the base class: training ---------------------------------------------
 
     def _fit_restarts(self, rows, random_state, reports):
+        rows.width = self._row_width(rows.n_features)
         if self._has_equal_clusters() or self._continues():
-            return super()._fit_restarts(rows, random_state, reports)
-        network, history, restart, cut, gaps = self._fit_pieces(rows, random_state, reports)
-        if history.interrupted or not isinstance(self.weights, str):
-            return network, history, restart
-        others = super()._fit_restarts(rows, random_state, reports)
-        cut_of_others = gaps.cuts(others[0], rows)[others[2]]
-        return (network, history, restart) if cut < CLEARER_CUT * cut_of_others else others
+            return self._fit_outputs(rows, random_state, reports)
+        pieces, gaps = self._fit_pieces(rows, random_state, reports)
+        network, history, restart = pieces
+        if history.interrupted or history.stopped or not isinstance(self.weights, str):
+            return pieces
+        equal = self._fit_outputs(rows, random_state, reports)
+        cut_of_equal = gaps.cuts(equal[0], rows)[equal[2]]
+        return pieces if gaps.cuts(network, rows)[restart] < CLEARER_CUT * cut_of_equal else equal
+
+    def _fit_outputs(self, rows, random_state, reports):
+        """Each output is a cluster, or remains a piece of one in training that goes on."""
+        network, history, restart = super()._fit_restarts(rows, random_state, reports)
+        if self.ensemble:
+            network.renumber(align(contingencies(network, rows), restart))
+        if not isinstance(self.weights, str):
+            network.membership.copy_(network.membership > 0)
+            impose_weights(network, rows, np.asarray(self.weights))
+        return network, history, restart
 
     def _fit_pieces(self, rows, random_state, reports):
         """Train more outputs than clusters, and join them; of similar cuts the most stable."""
@@ -509,15 +536,27 @@ class NeuralMixtureEM(BaseDeepMixture):
         network = self._init_network(rows, self._n_starts(), random_state, generator, n_outputs)
         network = network.to(rows.device, rows.dtype).train()
         history = self._train(network, rows, generator, random_state, reports)
+        finite = finite_members(network)
+        self._refuse_divergence(finite)
         gaps = Gaps(network.prepare, rows, random_state)
         gaps.merge_outputs(network, rows)
         cuts, table = gaps.cuts(network, rows), contingencies(network, rows)
-        restart = first_best(np.where(cuts <= SIMILAR_CUT * cuts.min(), -stability(table), np.inf))
+        similar = finite & (cuts <= SIMILAR_CUT * cuts[finite].min())
+        restart = first_best(np.where(similar, -stability(table), np.inf))
         if self.ensemble:
             network.renumber(align(table, restart))
         if not isinstance(self.weights, str):
             impose_weights(network, rows, np.asarray(self.weights))
-        return network, history, restart, cuts[restart], gaps
+        return (network, history, restart), gaps
+
+    def _refuse_divergence(self, finite):
+        """One member that has diverged is one restart less; of an ensemble it is a part."""
+        if np.all(finite) or (np.any(finite) and not self.ensemble):
+            return
+        raise FloatingPointError(
+            f"{np.count_nonzero(~finite)} of {len(finite)} restarts have diverged in training. "
+            "Lower learning_rate_init, or standardise the data."
+        )
 
     def _init_network(self, rows, n_restarts, random_state, generator, n_outputs=None):
         arguments = self._network_arguments(rows.n_features)
@@ -534,7 +573,7 @@ class NeuralMixtureEM(BaseDeepMixture):
         if network.n_members > 1 and not self._is_perceptron() and not self.ensemble:
             before = self._race(network, rows, generator, reports, math.ceil(RACE * n_epochs))
         history = before
-        if not before.interrupted:
+        if not before.interrupted and not before.stopped:
             done = before.n_iter
             history = self._stage(network, rows, generator, reports, n_epochs - done, done)
             history.prepend(before)
@@ -556,8 +595,11 @@ class NeuralMixtureEM(BaseDeepMixture):
     def _stage(self, network, rows, generator, reports, n_epochs, n_done, **options):
         """``n_epochs`` of training after ``n_done``."""
         warm_up = max(0, self.consistency_warm_up - n_done)
+        view = self._view(generator)
+        if view is not None and view is self.augmentation:
+            check_view(view, network.prepare(rows.take(rows.visited[:2])))
         return self._minimize(
-            MixtureEM(network, self._view(generator), self._consistency_rate(), warm_up),
+            MixtureEM(network, view, self._consistency_rate(), warm_up),
             network,
             rows,
             reports,
@@ -595,29 +637,43 @@ class NeuralMixtureEM(BaseDeepMixture):
         return partial(augmentation, generator=generator) if ours else augmentation
 
     def _attributes_midway(self, network, rows):
-        mode = network.training
-        network.eval().fit_statistics(rows).train(mode)
-        return super()._attributes_midway(network, rows)
+        # The first restart by itself: members of an ensemble are matched at the end only.
+        return super()._attributes_midway(network.select(0).eval().fit_statistics(rows), rows)
+
+    def _row_width(self, n_features):
+        # What the first convolution of a network of Table 2 makes of an image.
+        return n_features if self.image_shape is None else 64 * math.prod(self.image_shape[1:])
+
+    def _check_continuation(self, rows):
+        super()._check_continuation(rows)
+        if not np.array_equal(self.weights, self._trained_weights):
+            raise ValueError(
+                f"Training goes on with a model of weights={self._trained_weights!r}; got "
+                f"weights={self.weights!r}. Call fit with warm_start=False to start anew."
+            )
 
     def _criterion(self, network, rows):
+        finite = finite_members(network)
+        self._refuse_divergence(finite)
         if network.n_members == 1:
-            return 0.0 if bool(torch.isfinite(network.score_scale).all()) else np.inf
-        table = contingencies(network, rows)
-        criterion = -stability(table)
+            return 0.0
         if self.selection == "loss":
             criterion = sum_batchwise(lambda x, w: -w @ network.em_scores(x), rows).cpu().numpy()
-        if self.ensemble:
-            network.renumber(align(table, first_best(criterion)))
-        return criterion
+        else:
+            criterion = -stability(contingencies(network, rows))
+        return np.where(finite, criterion, np.inf)
 
     def _fitted_arguments(self, network, rows):
-        return {**self._network_arguments(rows.n_features), "n_outputs": network.n_outputs}
+        n_members = network.n_members if self.ensemble else 1
+        told = {"n_outputs": network.n_outputs, "n_members": n_members}
+        return {**self._network_arguments(rows.n_features), **told}
 
     def _kept(self, network, restart):
         return network if self.ensemble else network.select(restart)
 
     def _set_fitted(self, network, history, restart, rows, X):
         super()._set_fitted(network, history, restart, rows, X)
+        self._trained_weights = copy.deepcopy(self.weights)
         self.cluster_centers_, shares = cluster_means(rows, self.labels_, self.n_clusters_)
         if not isinstance(self.weights, str):
             self.weights_ = np.array(self.weights, dtype=np.float64)
@@ -636,6 +692,18 @@ class NeuralMixtureEM(BaseDeepMixture):
                 "posteriors. Lower consistency_learning_rate or set consistency_warm_up, lower "
                 "learning_rate_init, or choose a weaker augmentation."
             )
+
+
+def check_view(view, batch):
+    """Raise ValueError unless a callable of the user maps a batch to one of its shape."""
+    with torch.no_grad():
+        found = view(batch.clone())
+    shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+    if shape != tuple(batch.shape):
+        raise ValueError(
+            f"augmentation must map a tensor of shape {tuple(batch.shape)} to one of that shape; "
+            f"it gave {shape}. Make one view of each row."
+        )
 
 
 def cluster_means(rows, labels, n_clusters):

@@ -413,7 +413,9 @@ def test_a_views_function_is_called_with_standardised_rows(blobs):
     model = NeuralMixtureEM(4, augmentation=view, max_iter=1, n_init=1, random_state=0).fit(
         blobs[0]
     )
-    assert torch.cat(seen).std(dim=0, correction=0).numpy() == pytest.approx(np.ones(3), rel=1e-4)
+    assert torch.cat(seen[1:]).std(dim=0, correction=0).numpy() == pytest.approx(
+        np.ones(3), rel=1e-4
+    )
     np.testing.assert_allclose(model.history_["em"], model.history_["em_view"], rtol=1e-5)
 
 
@@ -440,6 +442,50 @@ def test_the_most_stable_restart_is_kept_or_that_of_lowest_loss():
         scores = network.em_scores(torch.tensor(X)).mean(dim=0).numpy()
     assert by_loss.score(X) == pytest.approx(scores.max(), rel=1e-6)
     assert stable.score(X) == pytest.approx(scores[np.argmax(stability(table))], rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"n_init": 1}, {"weights": "learned"}, {"ensemble": True}])
+def test_a_fit_that_diverges_is_refused(options, blobs):
+    model = NeuralMixtureEM(4, max_iter=1, learning_rate_init=1e30, random_state=0, **options)
+    with pytest.raises(FloatingPointError, match="Lower learning_rate_init"):
+        model.fit(blobs[0])
+
+
+def test_restarts_that_collapse_alike_are_not_the_most_stable():
+    table = np.zeros((4, 2, 4, 2))
+    labels = [[0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+    for r, first in enumerate(labels):
+        for t, second in enumerate(labels):
+            for a, b in zip(first, second):
+                table[r, a, t, b] += 1
+    assert np.argmax(stability(table)) < 2
+
+
+def test_a_callback_sees_one_restart_of_an_ensemble(blobs):
+    X, _ = blobs
+    seen = []
+
+    class Watched(NeuralMixtureEM):
+        def _set_fitted(self, network, history, restart, rows, X):
+            seen.append(self._attributes_midway(network, rows))
+            super()._set_fitted(network, history, restart, rows, X)
+
+    model = Watched(4, ensemble=True, n_init=3, max_iter=100, random_state=0).fit(X)
+    assert model.module_.n_members == 3
+    for name, value in seen[0].items():
+        setattr(model, name, value)
+    assert model.module_.n_members == 1
+    assert model.predict_proba(X).max(axis=1).mean() > 0.6
+
+
+def test_a_constant_feature_is_harmless_whatever_the_weights(blobs):
+    X, y = blobs
+    X = np.c_[X, np.full(len(X), 0.1)]
+    weight = 0.1 + np.random.default_rng(0).random(len(X))
+    options = {"n_init": 2, "max_iter": 200, "random_state": 0}
+    model = NeuralMixtureEM(4, **options).fit(X, sample_weight=weight)
+    assert adjusted_rand_score(y, model.labels_) == 1.0
+    np.testing.assert_array_equal(model.labels_, model.predict(X.astype(np.float32)))
 
 
 def test_an_ensemble_is_the_mean_of_its_members_under_one_naming(overlapping):
@@ -496,11 +542,12 @@ def test_learned_weights_find_unequal_clumps_that_equal_shares_cut(shares, seed)
     np.testing.assert_allclose(posterior(logits), learned.predict_proba(X), atol=1e-6)
 
 
-def test_learned_weights_of_equal_clumps_are_the_uniform_fit(blobs):
+def test_learned_weights_of_equal_clumps_are_equal(blobs):
     X, y = blobs
     model = NeuralMixtureEM(4, weights="learned", n_init=5, max_iter=300, random_state=0).fit(X)
     assert adjusted_rand_score(y, model.labels_) == 1.0
     np.testing.assert_array_equal(model.weights_, np.full(4, 0.25))
+    assert model.module_.n_outputs == 4
 
 
 def test_given_weights_name_clusters_by_size_and_weigh_posteriors():
@@ -537,6 +584,28 @@ def test_an_ensemble_of_unequal_clusters():
     assert clustering_accuracy(y, model.labels_) > 0.99
     assert model.module_.n_outputs == 40
     assert model.module_.n_members == 5
+
+
+def test_an_ensemble_of_given_weights_keeps_its_members_matched(blobs):
+    X, y = blobs
+    options = {"n_init": 5, "max_iter": 200, "random_state": 0}
+    model = NeuralMixtureEM(4, weights=[0.25] * 4, ensemble=True, **options).fit(X)
+    assert adjusted_rand_score(y, model.labels_) == 1.0
+    members = model.module_.double().member_resp(torch.tensor(X)).argmax(dim=2)
+    assert (members == members[:, :1]).all()
+
+
+@pytest.mark.parametrize("weights", ["learned", [0.4, 0.3, 0.2, 0.1]])
+def test_training_that_goes_on_keeps_its_weights(weights):
+    X, _ = clumps()
+    options = {"n_init": 2, "max_iter": 20, "random_state": 0, "warm_start": True}
+    model = NeuralMixtureEM(4, weights=weights, **options).fit(X)
+    n_outputs = model.module_.n_outputs
+    assert model.fit(X).module_.n_outputs == n_outputs
+    with pytest.raises(
+        ValueError, match=r"goes on with a model of weights=.*got weights='uniform'"
+    ):
+        model.set_params(weights="uniform").fit(X)
 
 
 def test_convolutional_networks_have_pieces_too(digits):
@@ -677,6 +746,7 @@ def test_views_by_callable(digits):
         return batch.flip(3)
 
     NeuralMixtureEM(4, augmentation=turn, max_iter=1, **IMAGES).fit(X)
+    assert shapes.pop(0) == (2, 1, 8, 8)  # a trial before training
     assert sum(shape[0] for shape in shapes) == len(X)
     assert {shape[1:] for shape in shapes} == {(1, 8, 8)}
 
@@ -715,13 +785,14 @@ def test_the_papers_settings_are_those_of_sec_8():
     )
     assert (stl10["learning_rate_init"], stl10["consistency_learning_rate"]) == (5e-5, 1e-4)
     assert not stl10["two_fold"]
-    assert NeuralMixtureEM.from_paper("cifar100", 20).n_clusters == 20
+    assert NeuralMixtureEM.from_paper("cifar100").n_clusters == 20
     with pytest.raises(ValueError, match=r"no experiment on 'svhn'.*mnist_2d"):
         NeuralMixtureEM.from_paper("svhn")
 
 
 # --- Errors ---
 
+MODULE = nn.Linear(64, 4)
 ROWS = np.random.default_rng(0).random((40, 64))
 BAD = [
     ({"image_shape": (8, 8)}, r"image_shape must be \(channels, height, width\).*got \(8, 8\)"),
@@ -742,6 +813,14 @@ BAD = [
     ({"two_fold": True}, "makes none. Name an augmentation"),
     ({"hidden_layer_sizes": (8, 0)}, "hidden_layer_sizes must hold integers >= 1"),
     ({"precision": "bfloat16", "dtype": "float64"}, "'bfloat16' goes with dtype='float32'"),
+    ({"network": lambda _, k: nn.Identity()}, "network has no parameter to train"),
+    ({"network": lambda _, k: MODULE, "n_init": 2}, "and 2 restarts of it would be one model"),
+    ({"augmentation": lambda x: x[:1]}, r"must map a tensor of shape \(2, 64\).*it gave \(1, 64\)"),
+    ({"augmentation": lambda x: x.numpy()}, "it gave ndarray"),
+    (
+        {"two_fold": True, "augmentation": "noise", "consistency_warm_up": 5, "max_iter": 5},
+        "consistency_warm_up=5 leaves none of max_iter=5",
+    ),
     ({"weights": [0.5, 0.5]}, "weights must hold n_clusters=4 positive shares"),
     ({"weights": [0.5, 0.5, 0.0, 0.0]}, "weights must hold n_clusters=4 positive shares"),
     ({"weights": [1.0, 1.0, 1.0, 1.0]}, "weights must sum to 1; got a sum of 4"),

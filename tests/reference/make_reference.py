@@ -43,7 +43,13 @@ FITS = {
     ),
     "NeuralMixtureEM, two-fold on images": (
         NeuralMixtureEM,
-        {"image_shape": (1, 1, 3), "network": "C2 F4", "two_fold": True, "max_iter": 10},
+        {
+            "image_shape": (1, 1, 3),
+            "network": "C2 F4",
+            "n_init": 1,
+            "two_fold": True,
+            "max_iter": 10,
+        },
     ),
 }
 
