@@ -1,6 +1,6 @@
 """Run the benchmarks of the papers: every file of benchmarks/papers with a table to reproduce.
 
-Options are those of the benchmarks; options of one of them go to it alone.
+Options are those of the benchmarks; options of some of them go to these alone.
 
     python benchmarks/run.py --quick --check
     python benchmarks/run.py --jobs 2 --data FOLDER
@@ -12,13 +12,15 @@ import sys
 from pathlib import Path
 
 PAPERS = Path(__file__).parent / "papers"
-NAMES = ("clustering_module", "aecm")
+NAMES = ("clustering_module", "aecm", "neural_mixture_em")
 # Options that not every benchmark has.
 OWN = {
-    "--epochs": "clustering_module",
-    "--timed-epochs": "clustering_module",
-    "--budget": "aecm",
-    "--precision": "aecm",
+    "--epochs": ("clustering_module", "neural_mixture_em"),
+    "--timed-epochs": ("clustering_module",),
+    "--budget": ("aecm", "neural_mixture_em"),
+    "--precision": ("aecm", "neural_mixture_em"),
+    "--side": ("neural_mixture_em",),
+    "--network": ("neural_mixture_em",),
 }
 
 
@@ -33,8 +35,8 @@ def main():
         print(f"\n=== {name}", flush=True)
         own = [
             text
-            for option, owner in OWN.items()
-            if owner == name and (value := getattr(options, option[2:].replace("-", "_")))
+            for option, owners in OWN.items()
+            if name in owners and (value := getattr(options, option[2:].replace("-", "_")))
             for text in (option, value)
         ]
         command = [sys.executable, PAPERS / f"{name}.py", *shared, *own]

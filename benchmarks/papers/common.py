@@ -14,6 +14,7 @@ import platform
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
@@ -56,6 +57,7 @@ SETTINGS_OF = {
 UCI = ("breast_original", "breast_wdbc", "ecoli", "glass", "iris", "wine", "yeast")
 N_CLUSTERS = {
     **dict.fromkeys(("mnist", "fashion_mnist", "usps", "cifar10", "pendigits", "digits"), 10),
+    **dict.fromkeys(("umap_mnist", "umap_mnist_imb"), 10),
     "news20": 20,
     "reuters_r8": 8,
     "pbmc4k_10x": 8,
@@ -79,6 +81,8 @@ N_FEATURES = {
     "pbmc4k_10x": 2000,
     "digits": 64,
     "five_gaussians": 2,
+    "umap_mnist": 10,
+    "umap_mnist_imb": 10,
     "breast_original": 9,
     "breast_wdbc": 30,
     "ecoli": 7,
@@ -107,6 +111,11 @@ def load_rows(dataset, data_home):
     elif dataset == "pbmc4k_10x":  # as the paper does with 10x73k
         X = X / X.max()
     return X, y
+
+
+def load_set(dataset, data_home, seed):
+    """What `Run.load` is for a set that is the same in every run."""
+    return load_rows(dataset, data_home)
 
 
 # --- Baselines -------------------------------------------------------------------------
@@ -148,6 +157,11 @@ class Run:
         Not fitted; or the reason why the method is not run.
     timed : bool
         Run by itself, not beside others.
+    load : callable
+        ``load(dataset, data_home, seed) -> X, y``.
+    details : callable or None
+        ``details(estimator, X) -> rows`` of the fitted estimator, for ``results/<name>_<name of
+        the function>.csv``.
     """
 
     table: str
@@ -156,6 +170,8 @@ class Run:
     seed: int
     estimator: object
     timed: bool = False
+    load: Callable = load_set
+    details: Callable | None = None
 
     @property
     def parameters(self):
@@ -187,19 +203,20 @@ def warm_up():
 
 
 def execute(run, options):
-    """Fit and score: a row of the runs' file as a dict."""
+    """Fit and score: a row of the runs' file as a dict, and a list of rows of details."""
     warm_up()
     row = dict.fromkeys(FIELDS, "")
     row.update(table=run.table, dataset=run.dataset, method=run.method, seed=run.seed)
     row.update(parameters=run.parameters, threads=options.threads, jobs=options.jobs)
     row.update(deepmix=deepmix.__version__, torch=torch.__version__, sklearn=sklearn.__version__)
     if isinstance(run.estimator, str):
-        return {**row, "status": run.estimator}
-    X, y = load_rows(run.dataset, options.data)
-    row.update(n_samples=X.shape[0], n_features=X.shape[1], n_clusters=N_CLUSTERS[run.dataset])
+        return {**row, "status": run.estimator}, []
+    X, y = run.load(run.dataset, options.data, run.seed)
+    row.update(n_samples=X.shape[0], n_features=X.shape[1], n_clusters=len(np.unique(y)))
     torch.set_num_threads(options.threads)
     with threadpool_limits(options.threads):
-        return {**row, **_fit_and_score(run, X, y, options.device)}
+        found, details = _fit_and_score(run, X, y, options.device)
+    return {**row, **found}, details
 
 
 def _fit_and_score(run, X, y, device):
@@ -215,10 +232,10 @@ def _fit_and_score(run, X, y, device):
     try:
         _fit(estimator, X)
     except FloatingPointError:
-        return {"status": "diverged", "seconds": time.perf_counter() - start}
+        return {"status": "diverged", "seconds": time.perf_counter() - start}, []
     seconds = time.perf_counter() - start
     labels = estimator.labels_ if hasattr(estimator, "labels_") else estimator.predict(X)
-    return {
+    found = {
         "ari": 100 * adjusted_rand_score(y, labels),
         "nmi": 100 * normalized_mutual_info_score(y, labels),
         "acc": 100 * clustering_accuracy(y, labels),
@@ -229,6 +246,7 @@ def _fit_and_score(run, X, y, device):
         "device": device_name(getattr(estimator, "device_", "cpu")),
         **criteria(estimator, X),
     }
+    return found, [] if run.details is None else run.details(estimator, X)
 
 
 def _fit(estimator, X):
@@ -257,16 +275,18 @@ def criteria(estimator, X):
         return {"inertia": estimator.inertia_ / X.shape[0]}
     if not hasattr(estimator, "module_"):
         return {}
+    loss = estimator.history_.get("loss", ())
+    found = {"loss": loss[-1] if len(loss) else ""}
     device = resolve_device(estimator.device_)
     network = estimator.module_.to(device)
+    if not hasattr(network, "clustering"):  # no centres
+        return found
     embed = getattr(network, "encode", None) or network.scaler
     rows = Rows(X, device, torch.float32)
-    found = {
-        name: float(restart_criterion(function, embed, network.clustering, rows)[0]) / X.shape[0]
-        for name, function in (("inertia", inertia), ("sparsity", ambiguity), ("gini", _impurity))
-    }
-    loss = estimator.history_.get("loss", ())
-    return {**found, "loss": loss[-1] if len(loss) else ""}
+    for name, function in (("inertia", inertia), ("sparsity", ambiguity), ("gini", _impurity)):
+        value = restart_criterion(function, embed, network.clustering, rows)[0]
+        found[name] = float(value) / X.shape[0]
+    return found
 
 
 def _impurity(x, resp, centers, weight):
@@ -301,12 +321,16 @@ def append_row(path, row):
     """Add a row; the file is whole after every one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.is_file()
-    shown = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+    shown = rounded(row)
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerow(shown)
+
+
+def rounded(row):
+    return {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
 
 
 def write_rows(path, rows):
@@ -322,6 +346,15 @@ def key_of(row):
     return tuple(row[name] for name in ("table", "dataset", "method", "seed", "parameters"))
 
 
+def record_details(path, run, details):
+    """Put rows of a run into the file of its kind, in place of those of an earlier run."""
+    about = {"table": run.table, "dataset": run.dataset, "method": run.method, "seed": run.seed}
+    path = path.with_name(path.name.replace("_runs.csv", f"_{run.details.__name__}.csv"))
+    mine = tuple(map(str, about.values()))
+    others = [row for row in read_rows(path) if tuple(row[n] for n in about) != mine]
+    write_rows(path, [*others, *(rounded(about | row) for row in details)])
+
+
 def complete(runs, path, options):
     """Do the runs that have no row yet, ``options.jobs`` at a time."""
     rows = read_rows(path)
@@ -332,10 +365,10 @@ def complete(runs, path, options):
     print(f"{len(runs)} runs, {len(runs) - len(missing)} of them in {path}", flush=True)
     missing.sort(key=lambda run: run.timed)  # stable; clocks run when nothing else does
     beside = [run for run in missing if options.jobs > 1 and not run.timed]
-    for row in _in_processes(beside, options):
-        _record(path, row)
+    for run, result in _in_processes(beside, options):
+        _record(path, run, *result)
     for run in missing[len(beside) :]:
-        _record(path, execute(run, options))
+        _record(path, run, *execute(run, options))
 
 
 def _in_processes(runs, options):
@@ -344,19 +377,23 @@ def _in_processes(runs, options):
     # A forked process cannot use the threads or the accelerator of its parent.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
-        futures = [pool.submit(execute, run, options) for run in runs]
+        futures = {pool.submit(execute, run, options): run for run in runs}
         try:
             for future in as_completed(futures):
-                yield future.result()
+                yield futures[future], future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _record(path, row):
+def _record(path, run, row, details):
     append_row(path, row)
-    found = f"ARI {row['ari']:5.1f}  {row['seconds']:6.1f} s" if row["ari"] != "" else row["status"]
-    print(f"{row['table']:>2}  {row['dataset']:<16}{row['method']:<14}{row['seed']:>3}  {found}")
+    if details:
+        record_details(path, run, details)
+    found = row["status"]
+    if row["ari"] != "":
+        found = f"ARI {row['ari']:5.1f}  ACC {row['acc']:5.1f}  {row['seconds']:6.1f} s"
+    print(f"{row['table']:>2}  {row['dataset']:<17}{row['method']:<22}{row['seed']:>3}  {found}")
     sys.stdout.flush()
 
 

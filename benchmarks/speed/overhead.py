@@ -8,28 +8,23 @@ and the figure is the median of the ratios. Exit code 1 if a limit is broken.
 
 import argparse
 import copy
-import csv
 import json
-import statistics
 import subprocess
 import sys
-import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import EngineEpochs, Measurement, parse_options, random_rows, ratios, run, take_turns
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import deepmix
 from deepmix import AECM, ClusteringModule
-from deepmix._torch import Rows, resolve_device
+from deepmix._torch import resolve_device
 from deepmix.initialization import ReconstructionObjective, build_autoencoder
 from deepmix.mixture.aecm import AECMNetwork, JointObjective
 from deepmix.mixture.clustering_module import ClusteringObjective, DirichletPrior
 from deepmix.networks import ClusteringNetwork, Standardizer
-from deepmix.training import minimize
 
 PENDIGITS = (10_992, 16)  # rows and features of the data that the figures are about
 MNIST_FEATURES = 784
@@ -44,112 +39,7 @@ BFLOAT16_GAIN = 1.8
 FIT_MEMORY = 0.5  # of the data's size, beside data and weights: a copy would be 1
 TRANSFORM_MEMORY = 64.0  # MiB beside input and output: some batches
 
-# --- Measurements ----------------------------------------------------------------------
-
-
-@dataclass
-class Measurement:
-    """A figure, the range it was seen in, and its limit."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    unit: str
-    limit: str = ""
-    verdict: str = ""
-
-    @classmethod
-    def of(cls, name, values, unit, at_most=None, at_least=None):
-        value = statistics.median(values)
-        found = cls(name, value, min(values), max(values), unit)
-        if at_most is not None:
-            found.limit, holds = f"<= {at_most:g}", value <= at_most
-        elif at_least is not None:
-            found.limit, holds = f">= {at_least:g}", value >= at_least
-        else:
-            return found
-        found.verdict = "holds" if holds else "FAILS"
-        return found
-
-    def __str__(self):
-        spread = f"{self.value:9.3f}  ({self.low:.3f} to {self.high:.3f}) {self.unit}"
-        return f"{self.name:<58}{spread:<42}{self.limit:>9}  {self.verdict}"
-
-
-class Turns:
-    """A callback of the engine: after each of its epochs every other contestant has one.
-
-    Parameters
-    ----------
-    others : dict of str to callable
-        Each call is an epoch.
-    device : torch.device
-
-    Attributes
-    ----------
-    times : dict of str to list
-        Seconds of each epoch; those of the engine under the name 'engine'.
-    """
-
-    def __init__(self, others, device):
-        self.others, self.device = others, device
-        self.times = {"engine": [], **{name: [] for name in others}}
-        # On one thread of a CPU its own seconds count: a busy neighbour takes none of them.
-        one_thread = device.type == "cpu" and torch.get_num_threads() == 1
-        self.clock = time.process_time if one_thread else time.perf_counter
-        self.mark = self.now()
-
-    def now(self):
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return self.clock()
-
-    def __call__(self, state):
-        self._lap("engine")
-        for name, run_epoch in self.others.items():
-            run_epoch()
-            self._lap(name)
-        return False
-
-    def _lap(self, name):
-        now = self.now()
-        self.times[name].append(now - self.mark)
-        self.mark = self.now()
-
-
-def take_turns(objective, rows, others, n_rounds, **options):
-    """Train by the engine, the others in turns with it: dict of name to list of seconds.
-
-    One round more is run first, and not counted.
-    """
-    turns = Turns(others, rows.device)
-    generator = torch.Generator().manual_seed(0)
-    options = {"generator": generator, "callbacks": [turns], **options}
-    minimize(objective, rows, max_iter=n_rounds + 1, **options)
-    return {name: values[1:] for name, values in turns.times.items()}
-
-
-def ratios(times, name, reference):
-    return [a / b for a, b in zip(times[name], times[reference], strict=True)]
-
-
 # --- Contestants -----------------------------------------------------------------------
-
-
-class EngineEpochs:
-    """Epochs of `deepmix.training.minimize`, one a call, the optimiser kept between them."""
-
-    def __init__(self, objective, rows, **options):
-        self.objective, self.rows, self.options = objective, rows, options
-        self.options["generator"] = torch.Generator().manual_seed(0)
-        self.optimizers = None
-
-    def __call__(self):
-        history = minimize(
-            self.objective, self.rows, max_iter=1, optimizers=self.optimizers, **self.options
-        )
-        self.optimizers = history.optimizers
 
 
 class HandEpochs:
@@ -201,13 +91,6 @@ class DataLoaderEpochs:
 
 
 # --- What is measured ------------------------------------------------------------------
-
-
-def random_rows(n_rows, n_features, device):
-    """Uniform random rows, as `Rows` and as the tensor on the device."""
-    X = np.random.default_rng(0).random((n_rows, n_features), dtype=np.float32)
-    rows = Rows(X, device, torch.float32)
-    return rows, torch.from_numpy(X).to(device)
 
 
 def engine_against_hand(name, sizes, n_rows, limit, n_rounds, device):
@@ -369,49 +252,15 @@ def measurements(options, device):
         yield from memory(options.quick, device)
 
 
-def write(path, found, options, device):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
-        "threads": options.threads,
-        "quick": options.quick,
-        "deepmix": deepmix.__version__,
-        "torch": torch.__version__,
-    }
-    rows = [{**asdict(measurement), **about} for measurement in found]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def cpu_name():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "cpu"
-    return next((s.split(":")[1].strip() for s in lines if s.startswith("model name")), "cpu")
+def add_options(add):
+    add("--child", nargs=4, help=argparse.SUPPRESS)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("--quick", action="store_true", help="fewer rounds and rows: a minute or two")
-    add("--device", default="cpu")
-    add("--threads", type=int, default=1)
-    add("--out", type=Path, default=Path(__file__).parent / "results", help="folder")
-    add("--child", nargs=4, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parse_options(__doc__, add_options)
     if options.child:
         return child(*options.child)
-    torch.set_num_threads(options.threads)
-    device = resolve_device(options.device)
-    found = []
-    for measurement in measurements(options, device):
-        print(measurement, flush=True)
-        found.append(measurement)
-    write(options.out / f"overhead_{device.type}.csv", found, options, device)
-    return int(any(measurement.verdict == "FAILS" for measurement in found))
+    return run("overhead", measurements, options)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from deepmix.training import History
 BATCH_SIZE = 128  # the paper's
 MIN_EPOCHS, MIN_STEPS = 10, 1000  # ten epochs of 150 rows are ten steps
 DEFAULT_RESTARTS, DEFAULT_RACERS = 10, 4
-RACE = 0.2  # of the epochs, for which all restarts of a large network are trained
+RACE = 0.3  # of the epochs, for which all restarts of a large network are trained
 LEARNING_RATE, IMAGE_LEARNING_RATE = 1e-3, 2e-4
 CONSISTENCY_SHARE = 0.2  # of the learning rate
 LOST_CONFIDENCE = 0.8  # of the largest, below which a fit is warned of
@@ -117,8 +117,8 @@ class NeuralMixtureEM(BaseDeepMixture):
         What divides the scores in the sigmoid; 2 to 10 make no difference, 1 fails.
     n_init : int or 'auto', default='auto'
         Restarts. Those of the perceptron are trained side by side, 'auto' is 10, which costs two or
-        three times as much as one. Other networks race: the first fifth of the epochs trains all
-        restarts, the rest the one of lowest loss; 'auto' is 4.
+        three times as much as one. Other networks race: the first three tenths of the epochs
+        train all restarts, the rest the one of lowest loss; 'auto' is 4.
     selection : {'stability', 'loss'}, default='stability'
         Which restart of the perceptron is kept: the one whose clusters agree best with those of the
         others (mean NMI), or that of lowest loss. Where outputs are joined (``weights``), the most

@@ -1,8 +1,8 @@
 """``.. benchmark-tables:: FOLDER [NAME]``: tables of the CSV files that benchmarks have left.
 
 No figure is typed by hand: the files are read when the pages are built. A benchmark without
-results says so, and the build goes on. Rows of single runs (``*_runs.csv``) are left in their
-files, and so are the columns of `LEFT_OUT`.
+results says so, and the build goes on. Rows of single runs (files whose names end as in `RAW`) are
+left in their files, and so are the columns of `LEFT_OUT`.
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[2] / "benchmarks"
+RAW = ("_runs", "_curves", "_integrals")
 LEFT_OUT = ["parameters", "n_samples", "n_features", "n_clusters", "jobs"]
 HEADS = {"n_seeds": "runs", "ari": "ARI", "nmi": "NMI", "acc": "ACC", "sparsity": "L_sp"}
 
@@ -77,14 +78,17 @@ def lines_of_file(path):
         return [f".. rubric:: {_title(path)}", "", *lines_of_table(content, where)]
     lines = []
     for number, part in content.groupby("table", sort=True):
-        lines += [f".. rubric:: {_title(path)}, Table {number} of the paper", ""]
+        numbered = str(number).isdigit()
+        which = f"Table {number} of the paper" if numbered else str(number)
+        lines += [f".. rubric:: {_title(path)}, {which}", ""]
         lines += lines_of_table(part.drop(columns="table"), where)
     return lines
 
 
 def _title(path):
     quick = " (quick run)" if path.parent.name == "quick" else ""
-    return path.stem.replace("_", " ").capitalize().replace("Aecm", "AECM") + quick
+    words = path.stem.replace("_", " ").capitalize().replace("Aecm", "AECM")
+    return words.replace("Neural mixture em", "Neural mixture EM") + quick
 
 
 def lines_of_table(content, where):
@@ -132,7 +136,7 @@ class BenchmarkTables(SphinxDirective):
         return container.children
 
     def _find(self, folder, name):
-        return sorted(p for p in folder.glob(f"{name}*.csv") if not p.stem.endswith("_runs"))
+        return sorted(p for p in folder.glob(f"{name}*.csv") if not p.stem.endswith(RAW))
 
 
 def setup(app):

@@ -1,0 +1,468 @@
+"""Tables 1 and 3 of Tissera et al. (2022), vectors and unequal clusters: neural mixture EM.
+
+Table 1 and Sec. 8.1: the plane that a supervised network makes of MNIST, clustered with the paper's
+settings (rows "paper"), and the mean of each density over a batch, with and without the
+normalisation of the scores. Table 3: images; Eq. 7 and two-fold training from the same seeds, with
+curves in a file of their own. ``--budget cpu`` has MNIST at 14 x 14 pixels with a smaller network
+for ten epochs, at which no figure is a reproduction of the paper's beside it; ``--budget paper``
+has the paper's sizes and epochs, and CIFAR10, from a copy whose images were JPEG files. Two tables
+are not of the paper: vectors, and unequal clusters, with ``weights='learned'`` beside the paper's
+equal ones.
+
+NM-EM has its defaults, ten restarts of which the most stable is kept; x1 is a single run, "loss"
+keeps that of lowest loss, "merged" averages all, "raw" has ``scale=False``. KM is the best of ten
+runs of k-means, GMM a mixture with full covariances.
+
+    python benchmarks/papers/neural_mixture_em.py --quick --check
+    OMP_NUM_THREADS=1 python benchmarks/papers/neural_mixture_em.py --only-table 3
+    python benchmarks/papers/neural_mixture_em.py --only-table 3 --budget paper --device cuda
+"""
+
+import itertools
+import math
+import sys
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from common import (
+    HERE,
+    N_CLUSTERS,
+    UCI,
+    Run,
+    complete,
+    full_mixture,
+    k_means,
+    load_set,
+    parse_options,
+    read_rows,
+    selected,
+    write_rows,
+)
+from sklearn.base import BaseEstimator
+from sklearn.mixture import GaussianMixture
+from sklearn.utils import check_random_state
+from tables import Claim, published, report
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from deepmix import NeuralMixtureEM
+from deepmix._torch import Rows, apply_batchwise, make_generator
+from deepmix.datasets import load
+from deepmix.mixture.neural_mixture import (
+    MixtureEM,
+    NeuralMixtureNetwork,
+    log_density,
+    normalize,
+)
+from deepmix.networks import ConvNet, init_weights
+from deepmix.training import Objective, Phase, minimize
+
+N_SEEDS = 10
+N_SEEDS_LARGE = 3  # images, and most restarts on 70,000 rows
+N_SEEDS_QUICK = 3
+QUICK = ("digits", "pendigits", "iris", "wine")
+MAX_FULL_COVARIANCE = 300  # features
+
+# --- Claims ----------------------------------------------------------------------------
+
+accuracy = partial(Claim, metric="acc")
+UNEQUAL = {"blobs 60/25/10/5": (60, 25, 10, 5), "blobs 80/20": (80, 20)}
+BALANCED = {"blobs 4 equal": (1,) * 4, "blobs 10 equal": (1,) * 10}
+CLAIMS = (
+    accuracy("1", "mnist_2d", "NM-EM paper", low=95.0),
+    # Of every seed: how far the mean of a cluster's density is from 1/2, and whether without
+    # normalisation one cluster has all rows.
+    Claim("1", "mnist_2d", "NM-EM paper", high=0.01, metric="deviation", exceptions=0),
+    Claim("1", "mnist_2d", "NM-EM not normalised", low=0.99, metric="largest", exceptions=0),
+    accuracy("vectors", "umap_mnist", "NM-EM paper", low=97.5),
+    accuracy("vectors", "umap_mnist", "NM-EM raw", low=97.5),
+    accuracy("vectors", "pendigits", "NM-EM", low=70.0),
+    accuracy("vectors", "digits", "NM-EM", low=80.0),
+    accuracy("vectors", "digits", "NM-EM raw merged", low=86.0),
+    *(accuracy("unequal", name, "NM-EM learned", low=95.0, exceptions=1) for name in UNEQUAL),
+    *(accuracy("unequal", name, "NM-EM learned", above=("NM-EM",), slack=1.0) for name in BALANCED),
+)
+CLAIMS_OF_BUDGET = {
+    "quick": (),
+    "cpu": (accuracy("3", "mnist 14x14", "NM-EM Eq. 7", low=95.0),),
+    "paper": (
+        accuracy("3", "mnist", "NM-EM two-fold", low=98.8),
+        accuracy("3", "cifar10", "NM-EM Eq. 7", low=49.5),
+        accuracy("3", "cifar10", "NM-EM two-fold", low=58.0),
+    ),
+}
+
+
+# --- Table 1 ---------------------------------------------------------------------------
+
+
+class Bottleneck(Objective):
+    """A classifier whose classes are linear in the two numbers that an encoder makes of an image.
+
+    Parameters
+    ----------
+    labels : Tensor of shape (n_samples,)
+    generator : torch.Generator
+    side : int
+        Of the images.
+    """
+
+    def __init__(self, labels, generator, side):
+        self.labels, self.side = labels, side
+        self.encoder = init_weights(ConvNet("C16 M C32 M F64", (1, side, side), 2), generator)
+        self.head = init_weights(nn.Linear(2, 10), generator)
+
+    def phases(self):
+        return (Phase((*self.encoder.parameters(), *self.head.parameters()), self.step),)
+
+    def step(self, batch, index, weight):
+        scores = self.head(self.encode(batch))
+        return {"entropy": weight @ cross_entropy(scores, self.labels[index], reduction="none")}
+
+    def encode(self, x):
+        return self.encoder(x.view(-1, 1, self.side, self.side))
+
+
+def load_plane(dataset, data_home, seed, side=14, n_epochs=20):
+    """The two-dimensional space of Sec. 8.1, made once and kept beside this file."""
+    path = HERE / ".cache" / f"mnist_2d_{side}_{n_epochs}.npz"
+    if not path.is_file():
+        X, y = images(f"mnist {side}x{side}", data_home)
+        rows = Rows(X, torch.device("cpu"), torch.float32)
+        generator = make_generator(check_random_state(0))
+        objective = Bottleneck(torch.as_tensor(y), generator, side)
+        for rate, share in ((1e-3, 0.75), (1e-4, 0.25)):
+            options = {"learning_rate": rate, "batch_size": 128, "generator": generator}
+            minimize(objective, rows, max_iter=round(share * n_epochs), **options)
+        Z = apply_batchwise(objective.encode, rows)
+        classes = apply_batchwise(lambda x: objective.head(objective.encode(x)), rows)
+        print(f"a plane of MNIST, classified with accuracy {np.mean(classes.argmax(1) == y):.4f}")
+        path.parent.mkdir(exist_ok=True)
+        np.savez_compressed(path, X=Z, y=y)
+    with np.load(path) as file:
+        return file["X"], file["y"]
+
+
+class NotNormalized(MixtureEM):
+    """Eq. 6 on the scores as they are."""
+
+    normalize = staticmethod(lambda scores, weight: scores)
+
+
+class MixtureWithoutNormalization(BaseEstimator):
+    """The paper's settings for the plane, but for the normalisation of the scores (Fig. 5a)."""
+
+    def __init__(self, n_clusters=10, max_iter=10, batch_size=128, random_state=None):
+        self.n_clusters = n_clusters
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.random_state = random_state
+
+    def fit(self, X, y=None):
+        generator = make_generator(check_random_state(self.random_state))
+        self.network_ = NeuralMixtureNetwork(X.shape[1], self.n_clusters).init_weights(generator)
+        rows = Rows(X, torch.device("cpu"), torch.float32)
+        minimize(
+            NotNormalized(self.network_),
+            rows,
+            batch_size=self.batch_size,
+            max_iter=self.max_iter,
+            generator=generator,
+        )
+        scores = apply_batchwise(self.network_.scores, rows)
+        self.labels_ = scores[:, 0].argmax(axis=1)
+        self.n_iter_, self.converged_ = self.max_iter, False
+        return self
+
+
+def integrals(estimator, X):
+    """Mean of each density over the first 128 rows, its distance from 1/2, the largest cluster."""
+    network = getattr(estimator, "network_", None) or estimator.module_
+    batch = torch.as_tensor(np.asarray(X[:128], dtype=np.float32))
+    with torch.inference_mode():
+        scores = network.scores(network.prepare(batch))[:, 0]
+        if isinstance(estimator, NeuralMixtureEM):
+            scores = normalize(scores, torch.ones(len(batch)))
+        means = log_density(scores, network.gamma).exp().mean(dim=0).double().numpy()
+    shares = np.bincount(estimator.labels_) / len(X)
+    columns = {f"cluster_{j}": float(mean) for j, mean in enumerate(means, start=1)}
+    deviation = float(np.abs(means - 0.5).max())
+    return [{**columns, "deviation": deviation, "largest": float(shares.max())}]
+
+
+def summarize_integrals(options):
+    """Ranges over seeds and clusters beside the paper's three clusters, in a file."""
+    rows = read_rows(options.out / "neural_mixture_em_integrals.csv")
+    paper, found = published("neural_mixture_em"), []
+    for key, group in itertools.groupby(rows, lambda r: (r["table"], r["dataset"], r["method"])):
+        group = list(group)
+        means = [float(v) for row in group for k, v in row.items() if k.startswith("cluster_")]
+        theirs = [float(v) for k, v in paper.get(key, {}).items() if k.startswith("integral_")]
+        columns = {"dataset": key[1], "method": key[2], "n_seeds": len(group)}
+        columns["mean of a density"] = _range(means)
+        columns["paper_mean of a density"] = _range(theirs)
+        columns["share of the largest cluster"] = _range([float(r["largest"]) for r in group], 3)
+        found.append(columns)
+    if found:
+        write_rows(options.out / "neural_mixture_em_table_1.csv", found)
+        print("\nMean of each density over a batch of 128, and share of the largest cluster")
+        for row in found:
+            print("    " + "  ".join(f"{value!s:<22}" for value in list(row.values())[1:]))
+
+
+def _range(values, digits=4):
+    if not values:
+        return ""
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
+
+def table_1():
+    return {
+        **baselines(10),
+        "NM-EM paper": NeuralMixtureEM.from_paper("mnist_2d"),
+        "NM-EM not normalised": MixtureWithoutNormalization(),
+    }
+
+
+# --- Vectors ---------------------------------------------------------------------------
+
+
+def baselines(n_clusters, n_features=2):
+    if n_features > MAX_FULL_COVARIANCE:
+        mixture = f"not run: {n_features} features are too many for full covariances"
+    else:
+        mixture = GaussianMixture(n_clusters, reg_covar=1e-3)
+    return {"KM": k_means(n_clusters, n_init=10), "GMM": mixture}
+
+
+def variants(n_clusters, prefix="NM-EM", **parameters):
+    """Ways to make one clustering of restarts: dict of name to estimator."""
+    make = partial(NeuralMixtureEM, n_clusters, **parameters)
+    return {
+        f"{prefix} x1": make(n_init=1),
+        prefix: make(),
+        f"{prefix} loss": make(selection="loss"),
+        f"{prefix} merged": make(ensemble=True),
+        f"{prefix} learned": make(weights="learned"),
+    }
+
+
+def vectors(dataset):
+    n_clusters = N_CLUSTERS[dataset]
+    methods = {
+        "KM": k_means(n_clusters, n_init=10),
+        "GMM": full_mixture(dataset),
+        **variants(n_clusters),
+    }
+    if dataset == "umap_mnist":
+        methods |= variants(n_clusters, "NM-EM raw", scale=False)
+        methods["NM-EM paper"] = NeuralMixtureEM.from_paper("mnist_2d")
+    if dataset == "digits":
+        raw = {"scale": False, "n_init": 16, "learning_rate_init": 3e-3, "selection": "loss"}
+        methods["NM-EM raw loss"] = NeuralMixtureEM(n_clusters, **raw)
+        methods["NM-EM raw merged"] = NeuralMixtureEM(n_clusters, **raw, ensemble=True)
+    return methods
+
+
+# --- Unequal clusters ------------------------------------------------------------------
+
+
+def make_unequal_blobs(shares, random_state, n_samples=2000, distance=7.0):
+    """Round clusters in the plane, of variance 1 and of given shares.
+
+    Parameters
+    ----------
+    shares : sequence of float
+        Need not sum to one.
+    random_state : int or RandomState
+    n_samples : int
+    distance : float
+        Least distance of two centres.
+
+    Returns
+    -------
+    X : ndarray of shape (n_samples, 2)
+    y : ndarray of shape (n_samples,)
+    """
+    random_state = check_random_state(random_state)
+    n_clusters = len(shares)
+    ends = np.rint(np.cumsum(shares) / np.sum(shares) * n_samples).astype(int)
+    y = np.repeat(np.arange(n_clusters), np.diff(ends, prepend=0))
+    reach = distance * math.sqrt(n_clusters)
+    gaps = np.zeros(1)
+    while gaps.min() <= distance:
+        centers = random_state.uniform(-reach, reach, (n_clusters, 2))
+        first, second = np.triu_indices(n_clusters, k=1)
+        gaps = np.linalg.norm(centers[first] - centers[second], axis=1)
+    X = centers[y] + random_state.standard_normal((n_samples, 2))
+    order = random_state.permutation(n_samples)
+    return X[order], y[order]
+
+
+def load_blobs(dataset, data_home, seed):
+    return make_unequal_blobs({**UNEQUAL, **BALANCED}[dataset], seed)
+
+
+def unequal(n_clusters):
+    return {
+        **baselines(n_clusters),
+        "NM-EM": NeuralMixtureEM(n_clusters),
+        "NM-EM learned": NeuralMixtureEM(n_clusters, weights="learned"),
+    }
+
+
+# --- Table 3 ---------------------------------------------------------------------------
+
+
+class Budget(NamedTuple):
+    """What is spent on images; None leaves the paper's setting.
+
+    Attributes
+    ----------
+    datasets : tuple of str
+    side : int or None
+        Of MNIST's images.
+    parameters : dict
+        Of the estimator, over its defaults, or over the paper's settings.
+    """
+
+    datasets: tuple
+    side: int | None = None
+    parameters: dict = {}
+
+
+SMALL_NET = {"network": "C32 M C64 M C128 F32", "max_iter": 10, "precision": "bfloat16"}
+BUDGETS = {
+    "quick": Budget(()),
+    "cpu": Budget(("mnist",), 14, SMALL_NET),
+    "paper": Budget(("mnist", "cifar10")),
+}
+
+
+@lru_cache(maxsize=1)
+def images(dataset, data_home):
+    """Rows and labels of a set by its name, or of 'NAME 14x14' with pixels averaged to that."""
+    name, *size = dataset.split()
+    bunch = load(name, data_home=data_home, grayscale=False)
+    X, (channels, height, width) = bunch.data, bunch.image_shape
+    if size:
+        side = int(size[0].split("x")[0])
+        parts = X.reshape(-1, channels, side, height // side, side, width // side)
+        X = parts.mean(axis=(3, 5)).reshape(len(X), -1)
+    return X, bunch.target
+
+
+def load_images(dataset, data_home, seed):
+    return images(dataset, data_home)
+
+
+def curves(estimator, X):
+    """The history of a fit, an epoch a row."""
+    names = ("loss", "em", "em_view", "confidence", "consistency")
+    history = {name: estimator.history_.get(name, ()) for name in names}
+    late = {name: estimator.n_iter_ - len(values) for name, values in history.items()}
+    return [
+        {"epoch": epoch + 1}
+        | {
+            name: float(values[epoch - late[name]]) if epoch >= late[name] else ""
+            for name, values in history.items()
+        }
+        for epoch in range(estimator.n_iter_)
+    ]
+
+
+def table_3(dataset, options):
+    """Name of the set at the size asked for, and dict of name to estimator."""
+    budget = BUDGETS[options.budget]
+    side = options.side or budget.side
+    asked = {
+        "network": options.network,
+        "max_iter": options.epochs,
+        "precision": options.precision,
+    }
+    asked = {name: value for name, value in asked.items() if value is not None}
+    name, shape = dataset, (1, 28, 28) if dataset == "mnist" else (3, 32, 32)
+    if dataset == "mnist" and side not in (None, 28):
+        name, shape = f"mnist {side}x{side}", (1, side, side)
+    overrides = {**budget.parameters, **asked, "image_shape": shape}
+    if options.budget == "paper":
+        make = partial(NeuralMixtureEM.from_paper, dataset, **overrides)
+    else:
+        make = partial(NeuralMixtureEM, 10, **overrides)
+    return name, {
+        "NM-EM Eq. 7": make(two_fold=False),
+        "NM-EM two-fold": make(two_fold=True),
+        **baselines(10, math.prod(shape)),
+    }
+
+
+# --- The benchmark ---------------------------------------------------------------------
+
+
+def plan(options):
+    """All runs, those of claims on small sets first, images last."""
+    blobs = {**UNEQUAL, **BALANCED}
+    entries = [("vectors", name, vectors(name), load_set) for name in ("digits", "pendigits")]
+    entries += [("unequal", name, unequal(len(blobs[name])), load_blobs) for name in blobs]
+    if not options.quick:
+        entries.append(("1", "mnist_2d", table_1(), load_plane))
+    names = ("iris", "wine") if options.quick else (*UCI, "umap_mnist")
+    entries += [("vectors", name, vectors(name), load_set) for name in names]
+    if not options.quick:
+        entries.append(("unequal", "umap_mnist_imb", unequal(10), load_set))
+    for dataset in BUDGETS[options.budget].datasets:
+        entries.append(("3", *table_3(dataset, options), load_images))
+    runs = [
+        Run(table, dataset, method, seed, estimator, load=load_, details=_details(table, method))
+        for table, dataset, methods, load_ in entries
+        for method, estimator in methods.items()
+        for seed in range(n_seeds(table, dataset, method, estimator, options))
+    ]
+    return selected(runs, options)
+
+
+def _details(table, method):
+    if not method.startswith("NM-EM"):
+        return None
+    return {"1": integrals, "3": curves}.get(table)
+
+
+def n_seeds(table, dataset, method, estimator, options):
+    if isinstance(estimator, str):
+        return 1
+    if options.quick:
+        return options.seeds or N_SEEDS_QUICK
+    large = table == "3" or dataset == "umap_mnist_imb"
+    restarts = dataset == "umap_mnist" and method.endswith(("NM-EM", "loss", "merged", "learned"))
+    return options.seeds or (N_SEEDS_LARGE if large or restarts else N_SEEDS)
+
+
+def add_options(add):
+    add("--budget", choices=BUDGETS, help="of Table 3 (default: cpu, or quick: without it)")
+    add("--side", type=int, choices=(14, 28), help="of MNIST's images in Table 3")
+    add("--network", help="in Table 3: a name of Table 2, or layers such as 'C32 M C64 F32'")
+    add("--epochs", type=int, help="in Table 3")
+    add("--precision", choices=("float32", "bfloat16"), help="in Table 3")
+
+
+def claims(options):
+    """Those of the budget, on sets that it has; one is as near to its bound as ten seeds tell."""
+    if not options.quick:
+        return (*CLAIMS, *CLAIMS_OF_BUDGET[options.budget])
+    small = (*QUICK, *UNEQUAL, *BALANCED)
+    return tuple(c for c in CLAIMS if c.dataset in small and c.method != "NM-EM raw merged")
+
+
+def main(arguments=None):
+    options = parse_options(__doc__, "results", arguments, add_options)
+    options.budget = options.budget or ("quick" if options.quick else "cpu")
+    if not options.no_runs:
+        complete(plan(options), options.out / "neural_mixture_em_runs.csv", options)
+    summarize_integrals(options)
+    return report("neural_mixture_em", options, claims(options), details="integrals")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
