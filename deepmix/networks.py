@@ -229,6 +229,39 @@ class Standardizer(nn.Module):
         return x * self.scale + self.mean
 
 
+class FeatureScaler(nn.Module):
+    """Centre each feature and divide it by its deviation, or divide each row by its norm.
+
+    Attributes
+    ----------
+    mean, scale : Tensor of shape (n_features,)
+    """
+
+    def __init__(self, n_features, normalize=False):
+        super().__init__()
+        self.normalize = normalize
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("scale", torch.ones(n_features))
+
+    def fit(self, mean, variance):
+        """Set the buffers; constant features keep their scale."""
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(variance > 0, variance.sqrt(), 1.0))
+        return self
+
+    def forward(self, x):
+        if self.normalize:
+            return nn.functional.normalize(x, dim=1)
+        return (x - self.mean) / self.scale
+
+    def inverse(self, x):
+        return x * self.scale + self.mean
+
+    def log_volume(self):
+        """Log of the factor by which the map shrinks volumes."""
+        return self.scale.log().sum()
+
+
 class Whitener(nn.Module):
     """An invertible affine map of codes: the identity until `fit`.
 

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from deepmix import AECM, ClusteringModule
+from deepmix import AECM, ClusteringModule, DeepDPM
 from deepmix.datasets import load
 from deepmix.metrics import silhouette_scorer
 
@@ -44,6 +44,7 @@ TINY = {
         "max_iter": 8,
         "learning_rate_init": 1e-2,
     },
+    DeepDPM: {"max_iter": 40, "split_merge_every": 10, "freeze": 5},
 }
 
 
@@ -51,9 +52,12 @@ def tiny(cls, **parameters):
     return cls(4, tol=0, random_state=0, **{**TINY[cls], **parameters})
 
 
-MINI_BATCHES = [tiny(ClusteringModule), tiny(AECM)]
-FULL_BATCHES = [tiny(cls, dtype="auto", batch_size=1000) for cls in (ClusteringModule, AECM)]
-DEFAULTS = [ClusteringModule(4), AECM(4)]
+MINI_BATCHES = [tiny(ClusteringModule), tiny(AECM), tiny(DeepDPM)]
+FULL_BATCHES = [
+    *(tiny(cls, dtype="auto", batch_size=1000) for cls in (ClusteringModule, AECM)),
+    tiny(DeepDPM, dtype="auto", amortized=False),
+]
+DEFAULTS = [ClusteringModule(4), AECM(4), DeepDPM()]
 
 REASON = (
     "replace by a statistical test, see scikit-learn#16298: mini-batches hold other rows when "
@@ -61,10 +65,19 @@ REASON = (
 )
 
 
+COLUMNS = (
+    "the check wants as many columns of predict_proba as its y has classes; DeepDPM finds the "
+    "number of its clusters, and fewer than four in rows that are nearly all zero"
+)
+
+
 def expected_failures(estimator):
+    failures = {}
+    if isinstance(estimator, DeepDPM):
+        failures = {f"check_estimator_sparse_{kind}": COLUMNS for kind in ("array", "matrix")}
     if estimator.dtype == "auto":
-        return {}
-    return {
+        return failures
+    return failures | {
         f"check_sample_weight_equivalence_on_{data}_data": REASON for data in ("dense", "sparse")
     }
 

@@ -2,5 +2,6 @@
 
 from deepmix.mixture.aecm import AECM
 from deepmix.mixture.clustering_module import ClusteringModule
+from deepmix.mixture.deep_dpm import DeepDPM
 
-__all__ = ["AECM", "ClusteringModule"]
+__all__ = ["AECM", "ClusteringModule", "DeepDPM"]
