@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 PAPERS = Path(__file__).parent / "papers"
-NAMES = ("clustering_module", "aecm")
+NAMES = ("clustering_module", "aecm", "deep_dpm")
 # Options that not every benchmark has.
 OWN = {
     "--epochs": "clustering_module",

@@ -32,6 +32,8 @@ N_DIRECTIONS, N_REFINEMENTS = 4, 5
 MIN_HALF = 5.0
 # A merge that would lower the posterior is tried with the likeliest partners only.
 N_NEIGHBOURS = 3
+# Nats for each row by which the cut of a union must beat the two clusters to take their place.
+MIN_GAIN = 5e-3
 
 # --- Rows ------------------------------------------------------------------------------
 
@@ -418,7 +420,7 @@ def disjoint_pairs(pairs, log_ratio, neighbours, refused):
 PROPOSAL = np.dtype(
     [
         ("epoch", int),
-        ("kind", "U5"),
+        ("kind", "U8"),
         ("cluster", int),
         ("partner", int),
         ("log_ratio", float),
@@ -553,19 +555,43 @@ class Partition:
         pairs, ratio = pairs[chosen], ratio[chosen]
         target = torch.arange(self.n_clusters, device=pairs.device)
         accepted = self._accepts(ratio)
+        exchanged = torch.zeros_like(accepted)
         if self.check_unions:
             union = target.index_copy(0, pairs[:, 1], pairs[:, 0])[self.labels]
             cuts = self.splitter(union, self.n_clusters)
-            accepted = accepted | (cuts.log_ratio[pairs[:, 0]] <= 0)
+            parted = cuts.log_ratio[pairs[:, 0]]
+            accepted = accepted | (parted <= 0)
+            # The evidence for the pair as it stands is minus its merge ratio.
+            rows = statistics.nk[pairs].sum(dim=1)
+            exchanged = ~accepted & (parted + ratio > MIN_GAIN * rows)
+            self._record(epoch, "exchange", *pairs.T, parted + ratio, exchanged)
         self._record(epoch, "merge", *pairs.T, ratio, accepted)
-        self._refused |= {tuple(pair) for pair in pairs[~accepted].tolist()}
-        if not accepted.any():
+        moved = accepted | exchanged
+        self._refused |= {tuple(pair) for pair in pairs[~moved].tolist()}
+        if not moved.any():
             return None
         larger = statistics.nk[pairs].argmax(dim=1, keepdim=True)
         origin = target.index_copy(0, pairs[:, 0], pairs.gather(1, larger).squeeze(1))
         origin = torch.where(torch.isin(target, pairs[accepted][:, 0]), origin, target)
         kept = pairs[accepted]
-        return target.index_copy(0, kept[:, 1], kept[:, 0])[self.labels], origin
+        codes = target.index_copy(0, kept[:, 1], kept[:, 0])[self.labels]
+        if exchanged.any():
+            codes = self._exchange(codes, pairs[exchanged], cuts.side)
+        return codes, origin
+
+    def _exchange(self, codes, pairs, side):
+        """Give the rows of each pair to its members by the cut of the union."""
+        numbers = torch.arange(self.n_clusters, device=pairs.device)
+        first = numbers.index_copy(0, pairs[:, 1], pairs[:, 0])
+        second = numbers.index_copy(0, pairs[:, 0], pairs[:, 1])
+        weight = self.data.weight
+        upper = torch.bincount(self.labels, weight * side, minlength=self.n_clusters)
+        upper = upper / torch.bincount(self.labels, weight, minlength=self.n_clusters)
+        # The half that holds more of a member keeps its number, and with it its net.
+        flip = upper[first] > upper[second]
+        side = torch.where(flip[self.labels], 1 - side, side)
+        owner = torch.where(side == 1, second[self.labels], first[self.labels])
+        return torch.where(torch.isin(self.labels, pairs), owner, codes)
 
     def _record(self, epoch, kind, first, second, log_ratio, accepted):
         columns = (first, second, log_ratio, accepted)

@@ -248,7 +248,22 @@ def test_origins_name_the_parents_of_splits_and_the_larger_member_of_merges():
     assert part.n_clusters == 2
     assert sorted(origin.tolist()) == [0, 2]
     kinds = {row[1] for row in part.proposals}
-    assert kinds == {"split", "merge"}
+    assert kinds == {"split", "merge", "exchange"}
+
+
+def test_two_clusters_that_share_a_class_are_parted_along_the_classes():
+    X, y = blobs([100, 100], [[0, 0], [2, 0]])
+    # All of the one and a piece of the other, against the rest.
+    wrong = np.where((y == 1) & (np.arange(200) > 120), 1, 0)
+    part = partition(X, wrong)
+    before = part.score()
+    part._done.add("split")
+    origin = part.change(0)
+    assert origin.tolist() == [0, 1]
+    assert [row[1] for row in part.proposals if row[-1]] == ["exchange"]
+    # Each half keeps the number of the cluster that it holds more of.
+    np.testing.assert_array_equal(part.labels, y)
+    assert part.score() > before
 
 
 def test_no_split_goes_beyond_max_clusters():

@@ -553,8 +553,9 @@ class DeepDPM(BaseDeepMixture):
             (n_clusters, n_features)
         Full, or else diagonals: features of unlike units have no spherical covariance.
     proposals_ : ndarray
-        Every proposal: a structured array of 'epoch', 'kind' ('split' or 'merge'), 'cluster',
-        'partner', 'log_ratio' (of Hastings) and 'accepted'.
+        Every proposal: a structured array of 'epoch', 'kind' ('split', 'merge', or 'exchange' of
+        two clusters for another cut of their union), 'cluster', 'partner', 'log_ratio' (of
+        Hastings, or of the posteriors after and before an exchange) and 'accepted'.
     history_ : dict of str to ndarray of shape (`n_iter_`,)
         'loss' and its terms, per row, and 'n_clusters'.
     n_iter_ : int

@@ -274,7 +274,7 @@ def test_labels_probabilities_and_history_fit_together(amortized, five):
     assert model.history_["n_clusters"].shape == (model.n_iter_,)
     assert model.history_["n_clusters"][-1] == model.n_clusters_
     proposals = model.proposals_
-    assert {"split", "merge"} >= set(proposals["kind"])
+    assert {"split", "merge", "exchange"} >= set(proposals["kind"])
     assert proposals["accepted"].any()
     split = proposals[(proposals["kind"] == "split") & proposals["accepted"]]
     assert np.all(split["log_ratio"] > 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepmix import AECM, ClusteringModule
+from deepmix import AECM, ClusteringModule, DeepDPM
 
 PATH = Path(__file__).with_name("reference.json")
 
@@ -34,6 +34,8 @@ FITS = {
     "AECM": (AECM, {"pretrain_max_iter": 10, "max_iter": 10}),
     "AECM, pretrain": (AECM, {"init": "pretrain", "pretrain_max_iter": 10, "max_iter": 10}),
     "AECM, orthonormal": (AECM, {"init": "orthonormal", "max_iter": 30}),
+    "DeepDPM": (DeepDPM, {"split_merge_every": 30, "freeze": 10, "max_iter": 40}),
+    "DeepDPM, EM": (DeepDPM, {"amortized": False, "max_iter": 20}),
 }
 
 
@@ -63,7 +65,7 @@ def summary(model):
     arrays = {
         "cluster_centers": model.cluster_centers_,
         "weights": model.weights_,
-        "variance": model.variance_,
+        "variance": getattr(model, "variance_", getattr(model, "covariances_", None)),
         "loss": model.history_["loss"],
         "resp": model.predict_proba(data()[:4]),
         "score_samples": model.score_samples(data()[:4]),
