@@ -99,7 +99,7 @@ TABLE_1 = {
     "KMeans": Method(lambda n, start, X: KMeans(n, n_init=10)),
     "GMM": Method(lambda n, start, X: GaussianMixture(n)),
     "BGMM": Method(
-        lambda n, start, X: BayesianGaussianMixture(50, max_iter=100, weight_concentration_prior=1),
+        lambda n, start, X: BayesianGaussianMixture(n_components=50, max_iter=100),
         n_seeds=1,
     ),
     "DBSCAN": Method(

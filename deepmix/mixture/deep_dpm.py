@@ -34,9 +34,10 @@ from deepmix.split_merge import (
 )
 from deepmix.training import Objective, Phase
 
-# Scale of the prior 'auto' for each row, in units of the variance of a feature: no cluster of all
-# rows is thinner than .35 % of the data's deviation, one of a tenth of them than 1.1 %.
-AUTO_SCALE = 1.2e-5
+# The prior scale 'auto', in units of the variance of a feature: a floor for each row, so that no
+# cluster of all rows is thinner than .3 % of the data's deviation and one of a tenth of them than
+# 1 %; and, for up to so many rows, covariances of that share of the variance at the prior's mode.
+FLOOR, SHARE, FEW_ROWS = 1e-5, 0.05, 300
 # Proposals come after so many epochs of EM at the latest, and after so many times
 # ``split_merge_every`` steps of the nets.
 MAX_EM_EPOCHS, MAX_WAIT = 15, 3
@@ -500,10 +501,11 @@ class DeepDPM(BaseDeepMixture):
     prior_scale : 'auto', float or array-like, default='auto'
         Scale matrix of the inverse Wishart prior (Psi), in the scaled features: a number for a
         multiple of the identity, an array of shape (n_features,) or (n_features, n_features).
-        'auto' is 1.2e-5 times the number of rows. The larger it is, the fewer clusters.
+        'auto' is `auto_scale` of the number of rows. The larger it is, the fewer clusters where
+        rows are many.
     prior_dof : float or None, default=None
         Its degrees of freedom (nu); None is n_features + 2.
-    prior_kappa : float, default=1e-4
+    prior_kappa : float, default=0.05
         Rows that the prior on the means counts for (kappa).
     scaling : {'standard', 'normalize'} or None, default='standard'
         What is done to the rows first: each feature centred and divided by its deviation, so
@@ -631,7 +633,7 @@ class DeepDPM(BaseDeepMixture):
         concentration=10.0,
         prior_scale="auto",
         prior_dof=None,
-        prior_kappa=1e-4,
+        prior_kappa=0.05,
         scaling="standard",
         check_unions=True,
         stochastic=False,
@@ -694,6 +696,7 @@ class DeepDPM(BaseDeepMixture):
         steps = max(1, -(-n_samples // 128))
         settings = {
             "prior_scale": 0.005,
+            "prior_kappa": 1e-4,
             "scaling": "normalize",
             "check_unions": False,
             "stochastic": True,
@@ -864,7 +867,7 @@ class DeepDPM(BaseDeepMixture):
 
     def _prior_scale(self, total_weight, n_features):
         if isinstance(self.prior_scale, str):
-            scale = np.full(n_features, AUTO_SCALE * total_weight)
+            scale = np.full(n_features, auto_scale(total_weight, n_features))
         else:
             scale = np.asarray(self.prior_scale, dtype=np.float64)
             scale = np.full(n_features, float(scale)) if scale.ndim == 0 else scale
@@ -905,6 +908,29 @@ class DeepDPM(BaseDeepMixture):
                 "may be left. Increase max_iter, or set tol=0 to train for max_iter epochs and "
                 "nothing else."
             )
+
+
+def auto_scale(n_rows, n_features):
+    r"""Scale of the prior for features of variance one.
+
+    .. math:: 10^{-5} n + 0.05 \, (2 d + 4) \min(1, 300 / n)
+
+    The first part rules where rows are many: the thinnest cluster of a given share of the rows is
+    the same for any number of them, so that more rows of the same data find no more clusters. The
+    second rules where they are few: there the prior of a cluster must be of the size of a cluster,
+    or each new one costs too much.
+
+    Parameters
+    ----------
+    n_rows : float
+        Total weight.
+    n_features : int
+
+    Returns
+    -------
+    float
+    """
+    return FLOOR * n_rows + SHARE * (2 * n_features + 4) * min(1.0, FEW_ROWS / n_rows)
 
 
 def feature_moments(rows):
