@@ -23,6 +23,8 @@ from deepmix.distributions import (
 CHUNK = 2**18
 # Standardised rows are kept in float64 up to this many numbers (256 MiB), else made in each pass.
 KEPT = 2**25
+# Numbers in the statistics of pairs that are judged at once (64 MiB).
+PAIRS = 2**23
 # A direction along which a cluster has a kurtosis above this shows outliers, not two groups: two
 # well separated groups have less if the smaller one holds more than a sixth of the rows.
 MAX_KURTOSIS = 4.0
@@ -159,7 +161,14 @@ def log_merge_ratio(prior, statistics, log_concentration):
     device = statistics.nk.device
     first, second = torch.triu_indices(n_clusters, n_clusters, 1, device=device)
     alone = log_evidence(prior, statistics)
-    union = log_evidence(prior, statistics.take(first) + statistics.take(second))
+    # 45,000 pairs of 300 clusters in 128 dimensions would take gigabytes at once.
+    size = max(1, PAIRS // statistics.second[0].numel())
+    union = torch.cat(
+        [
+            log_evidence(prior, statistics.take(a) + statistics.take(b))
+            for a, b in zip(first.split(size), second.split(size), strict=True)
+        ]
+    )
     return torch.stack([first, second], dim=1), (
         union - alone[first] - alone[second] - log_concentration
     )

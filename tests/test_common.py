@@ -55,7 +55,9 @@ def tiny(cls, **parameters):
 MINI_BATCHES = [tiny(ClusteringModule), tiny(AECM), tiny(DeepDPM)]
 FULL_BATCHES = [
     *(tiny(cls, dtype="auto", batch_size=1000) for cls in (ClusteringModule, AECM)),
-    tiny(DeepDPM, dtype="auto", amortized=False),
+    # Two epochs change no number of clusters: a check of sparse rows wants one column of
+    # predict_proba for each of the four classes of its y.
+    tiny(DeepDPM, dtype="auto", amortized=False, max_iter=2),
 ]
 DEFAULTS = [ClusteringModule(4), AECM(4), DeepDPM()]
 
@@ -66,14 +68,14 @@ REASON = (
 
 
 COLUMNS = (
-    "the check wants as many columns of predict_proba as its y has classes; DeepDPM finds the "
-    "number of its clusters, and fewer than four in rows that are nearly all zero"
+    "the check wants as many columns of predict_proba as its y has classes; by default DeepDPM "
+    "finds the number of its clusters"
 )
 
 
 def expected_failures(estimator):
     failures = {}
-    if isinstance(estimator, DeepDPM):
+    if estimator.get_params() == DeepDPM().get_params():
         failures = {f"check_estimator_sparse_{kind}": COLUMNS for kind in ("array", "matrix")}
     if estimator.dtype == "auto":
         return failures

@@ -1,6 +1,8 @@
 """DeepDPM: losses, network surgery, limits, properties, robustness."""
 
+import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,16 +10,19 @@ import scipy.sparse as sp
 import torch
 from scipy import stats
 from scipy.special import logsumexp
+from sklearn.base import clone
 from sklearn.datasets import make_blobs
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
+from sklearn.model_selection import GridSearchCV, KFold
 
 from deepmix import DeepDPM
 from deepmix._torch import Rows
 from deepmix.mixture.deep_dpm import (
     DPMNetwork,
     GaussianMixtureHead,
+    PartitionObjective,
     SubclusteringNets,
     clustering_loss,
     feature_moments,
@@ -311,6 +316,59 @@ def test_sparse_rows_are_dense_rows(amortized, five):
     dense, sparse = DeepDPM(**options).fit(X), DeepDPM(**options).fit(sp.csr_array(X))
     assert dense.n_clusters_ == sparse.n_clusters_
     np.testing.assert_allclose(sparse.means_, dense.means_, rtol=1e-5, atol=1e-5)
+
+
+# --- As other estimators ---
+
+
+@BOTH
+def test_clones_pickles_and_threads_give_the_same_model(amortized, five):
+    X, _ = five
+    model = DeepDPM(3, amortized=amortized, max_iter=60, tol=0, random_state=0)
+    fitted = clone(model).fit(X)
+    text = pickle.dumps(fitted)
+    assert b"torch" not in text
+    with ThreadPoolExecutor(3) as pool:
+        others = list(pool.map(lambda _: clone(model).fit(X), range(3)))
+    for other in (pickle.loads(text), *others):
+        np.testing.assert_array_equal(other.means_, fitted.means_)
+        np.testing.assert_array_equal(other.predict_proba(X), fitted.predict_proba(X))
+        np.testing.assert_array_equal(other.score_samples(X), fitted.score_samples(X))
+
+
+def test_a_grid_search_compares_priors_by_the_density(five):
+    X, _ = five
+    options = {"cv": KFold(2, shuffle=True, random_state=0), "error_score": "raise"}
+    grid = {"prior_scale": [1.0, 1e5]}
+    search = GridSearchCV(DeepDPM(amortized=False), grid, **options).fit(X)
+    assert search.best_params_ == {"prior_scale": 1.0}
+
+
+@BOTH
+def test_an_interruption_leaves_a_fitted_estimator(amortized, five, monkeypatch):
+    X, _ = five
+    whole = PartitionObjective.on_epoch_end
+
+    def interrupt(objective, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return whole(objective, epoch)
+
+    monkeypatch.setattr(PartitionObjective, "on_epoch_end", interrupt)
+    model = DeepDPM(8, amortized=amortized, random_state=0)
+    with pytest.warns(ConvergenceWarning, match="interrupted in epoch 3"):
+        model.fit(X)
+    assert model.n_iter_ == 2
+    assert model.history_["n_clusters"].shape == (2,)
+    np.testing.assert_array_equal(model.labels_, model.predict(X))
+
+
+@pytest.mark.parametrize("name", DeepDPM().get_params())
+def test_a_bad_parameter_is_refused_by_name_before_training(name, five):
+    model = DeepDPM(**{name: object()})
+    with pytest.raises((ValueError, TypeError), match=f"The '{name}' parameter of DeepDPM must be"):
+        model.fit(five[0])
+    assert not hasattr(model, "labels_")
 
 
 # --- The paper's settings ---
