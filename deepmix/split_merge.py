@@ -224,11 +224,21 @@ def two_means_1d(t, labels, weight, n_clusters):
 
 
 def principal_directions(statistics, n_directions):
-    """Directions of largest variance of each cluster: (K, d, q), largest first, and variances."""
+    """Directions of largest variance of each cluster, the largest first, and the variances.
+
+    Parameters
+    ----------
+    statistics : GaussianStatistics
+        Of full covariances.
+    n_directions : int
+
+    Returns
+    -------
+    directions : Tensor of shape (K, d, n_directions)
+    variance : Tensor of shape (K, n_directions)
+    """
     nk = statistics.nk.clamp_min(1e-300)[:, None]
     mean = statistics.first / nk
-    if statistics.second.dim() < 3:  # the features themselves, by their variance
-        raise ValueError("Principal directions need statistics of full covariances.")
     covariance = statistics.second / nk[:, :, None] - mean[:, :, None] * mean[:, None, :]
     variance, vectors = torch.linalg.eigh(covariance)
     variance, vectors = variance.flip(1)[:, :n_directions], vectors.flip(2)[..., :n_directions]
@@ -284,8 +294,14 @@ class Splitter:
     n_refinements : int
     """
 
-    def __init__(self, data, prior, log_concentration, n_directions=N_DIRECTIONS,
-                 n_refinements=N_REFINEMENTS):  # fmt: skip
+    def __init__(
+        self,
+        data,
+        prior,
+        log_concentration,
+        n_directions=N_DIRECTIONS,
+        n_refinements=N_REFINEMENTS,
+    ):
         self.data, self.prior, self.log_concentration = data, prior, log_concentration
         self.n_directions, self.n_refinements = n_directions, n_refinements
 
@@ -505,6 +521,7 @@ class Partition:
         Tensor of shape (K,) or None
             For each cluster now the number that it, or its parent, had; None if nothing changed.
         """
+        # A refused proposal changes nothing: the next can be made at once.
         while True:
             moves = [move for move in ("split", "merge") if move not in self._done]
             if not moves:

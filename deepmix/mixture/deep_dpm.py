@@ -326,13 +326,17 @@ class PartitionObjective(Objective):
 class MixtureObjective(PartitionObjective):
     """EM of the mixture itself: an epoch is one E-step and one M-step, in float64."""
 
+    def __init__(self, network, partition, tol):
+        super().__init__(network, partition, tol)
+        self._since = 0  # epochs since the last proposals
+
     def phases(self):
         return (Phase((), self.step, closed_form=True),)
 
     def on_epoch_start(self, epoch):
         n_samples = self.partition.data.rows.n_samples
         self._labels = self.partition.labels.new_zeros(n_samples)
-        self._sums, self._since = None, getattr(self, "_since", 0)
+        self._sums = None
         self._head = GaussianMixtureHead(1, 1).to(self.network.mixture.means.device).double()
         part = self.partition
         self._head.set(part.weights, part.means, part.covariances)
@@ -387,8 +391,8 @@ class AmortizedObjective(PartitionObjective):
         self.n_steps, self._estimated = 0, 0
         self.find_halves()
 
-    # Rows once scaled, beside their targets, for several batches at once.
     def prepare(self, batch):
+        """Scaled rows beside their targets, for several batches at once."""
         x = self.network.scaler(batch)
         return torch.cat([x, self.network.mixture.log_joint(x).softmax(dim=1)], dim=1)
 
