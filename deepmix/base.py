@@ -54,7 +54,8 @@ class BaseDeepMixture(
     Subclasses set ``_network_class`` and ``_transform_output`` (the network's method behind
     `transform`) and write ``_network_arguments``, ``_init_network``, ``_train``, ``_criterion``,
     ``_n_features_out`` and, for `score`, ``score_samples``. ``_batched_restarts`` says that one
-    network holds all restarts side by side.
+    network holds all restarts side by side; ``_n_clusters_parameter`` names the parameter that
+    needs as many rows.
     """
 
     _parameter_constraints: dict = {
@@ -72,6 +73,7 @@ class BaseDeepMixture(
         "verbose": ["verbose"],
     }
     _network_class = None
+    _n_clusters_parameter = "n_clusters"
     _batched_restarts = False
     _auto_batch_size = (20, 256)
 
@@ -170,10 +172,20 @@ class BaseDeepMixture(
             )
 
     def _minimize(
-        self, objective, network, rows, reports, *, max_iter, task="fit", may_stop=True, **options
+        self,
+        objective,
+        network,
+        rows,
+        reports,
+        *,
+        max_iter,
+        task="fit",
+        may_stop=True,
+        callbacks=(),
+        **options,
     ):
         """One stage: `minimize` with this estimator's parameters and its watchers."""
-        callbacks = []
+        callbacks = list(callbacks)
         if may_stop and self.tol > 0:
             callbacks.append(EarlyStopping(self.tol, self.n_iter_no_change))
         if self.verbose:
@@ -348,9 +360,10 @@ class BaseDeepMixture(
             weight = _check_sample_weight(to_host(sample_weight), X, dtype=np.float64)
             refuse_bad_weights(weight)
         n_rows = X.shape[0] if weight is None else np.count_nonzero(weight)
-        if reset and n_rows < self.n_clusters:
+        n_clusters = getattr(self, self._n_clusters_parameter)
+        if reset and n_rows < n_clusters:
             raise ValueError(
-                f"n_samples={n_rows} should be >= n_clusters={self.n_clusters}"
+                f"n_samples={n_rows} should be >= {self._n_clusters_parameter}={n_clusters}"
                 f"{'' if weight is None else ' (rows of positive weight)'}. "
                 "Give more rows or ask for fewer clusters."
             )

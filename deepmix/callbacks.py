@@ -107,12 +107,14 @@ class Checkpoint:
 
     def save(self):
         """Take the values as they are now."""
-        torch._foreach_copy_(self.saved, [p.detach() for p in self.parameters])
+        if self.saved:
+            torch._foreach_copy_(self.saved, [p.detach() for p in self.parameters])
 
     def restore(self):
         """Put the saved values back."""
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.saved)
+        if self.saved:
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters, self.saved)
 
 
 # --- scikit-learn's callbacks ----------------------------------------------------------

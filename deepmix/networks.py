@@ -375,6 +375,28 @@ class Standardizer(nn.Module):
         return x * self.scale + self.mean
 
 
+class FeatureScaler(Standardizer):
+    """Divide each feature by its deviation, or each row by its norm.
+
+    Parameters
+    ----------
+    n_features : int
+    normalize : bool, default=False
+        Rows instead of features.
+    """
+
+    def __init__(self, n_features, normalize=False):
+        super().__init__(n_features, per_feature=True)
+        self.normalize = normalize
+
+    def forward(self, x):
+        return nn.functional.normalize(x, dim=1) if self.normalize else super().forward(x)
+
+    def log_volume(self):
+        """Log of the factor by which the map shrinks volumes."""
+        return self.scale.log().sum()
+
+
 class Whitener(nn.Module):
     """An invertible affine map of codes: the identity until `fit`.
 

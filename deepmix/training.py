@@ -24,6 +24,7 @@ class Phase(NamedTuple):
     Attributes
     ----------
     parameters : sequence of torch.nn.Parameter
+        None at all, for a pass that only gathers sums: an E-step.
     step : callable
         ``step(batch, index, weight) -> terms``: named loss terms as a dict of tensors, each
         the *sum* over the rows of the batch, row i counted ``weight[i]`` times. A term of
@@ -283,7 +284,8 @@ def _run_epoch(phases, optimizers, batches, autocast, max_grad_norm):
             terms = _differentiate(phase, autocast, batch, index, weight)
             if max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(phase.parameters, max_grad_norm)
-            optimizer.step()
+            if optimizer is not None:
+                optimizer.step()
             for name, value in terms.items():
                 if name in totals:
                     totals[name].add_(value)
@@ -341,6 +343,8 @@ class _OptimizerFactory:
         self.epsilon, self.weight_decay = epsilon, weight_decay
 
     def __call__(self, phase):
+        if not phase.parameters:
+            return None
         rate = self.learning_rate if phase.learning_rate is None else phase.learning_rate
         device = phase.parameters[0].device.type
         options = {"fused": True} if device in ("cpu", "cuda") else {"foreach": True}

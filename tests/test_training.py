@@ -292,6 +292,27 @@ def test_updates_in_closed_form_belong_in_the_hook():
     torch.testing.assert_close(objective.centre.data, rows.moments()[0], rtol=0, atol=0)
 
 
+def test_a_phase_without_parameters_is_an_e_step():
+    class Sums(Objective):
+        def phases(self):
+            return (Phase((), self.step, closed_form=True),)
+
+        def on_epoch_start(self, epoch):
+            self.sum = 0.0
+
+        def step(self, batch, index, weight):
+            self.sum = self.sum + weight @ batch
+            return {"rows": weight.sum()}, ()
+
+    rows, objective = data(), Sums()
+    history = train(objective, rows, max_iter=2)
+    assert history.n_iter == 2
+    assert history.optimizers == [None]
+    np.testing.assert_array_equal(history.arrays()["rows"], [1.0, 1.0])
+    mean = objective.sum / rows.total_weight
+    torch.testing.assert_close(mean, rows.moments()[0], rtol=1e-10, atol=1e-12)
+
+
 # --- The averaging epoch ---
 
 

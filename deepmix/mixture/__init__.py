@@ -2,6 +2,7 @@
 
 from deepmix.mixture.aecm import AECM
 from deepmix.mixture.clustering_module import ClusteringModule
+from deepmix.mixture.deep_dpm import DeepDPM
 from deepmix.mixture.neural_mixture_em import NeuralMixtureEM
 
-__all__ = ["AECM", "ClusteringModule", "NeuralMixtureEM"]
+__all__ = ["AECM", "ClusteringModule", "DeepDPM", "NeuralMixtureEM"]

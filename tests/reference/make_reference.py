@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepmix import AECM, ClusteringModule, NeuralMixtureEM
+from deepmix import AECM, ClusteringModule, DeepDPM, NeuralMixtureEM
 
 PATH = Path(__file__).with_name("reference.json")
 
@@ -51,6 +51,8 @@ FITS = {
             "max_iter": 10,
         },
     ),
+    "DeepDPM": (DeepDPM, {"split_merge_every": 30, "freeze": 10, "max_iter": 40}),
+    "DeepDPM, EM": (DeepDPM, {"amortized": False, "max_iter": 20}),
 }
 
 
@@ -67,11 +69,10 @@ def fit(name):
     """One of the recorded fits."""
     cls, parameters = FITS[name]
     small = {
-        ClusteringModule: {},
         AECM: {"hidden_layer_sizes": (6,), "latent_dim": 3, "learning_rate_init": 1e-2},
         NeuralMixtureEM: {"hidden_layer_sizes": (6,), "learning_rate_init": 1e-2},
     }
-    settings = {"dtype": "auto", "tol": 0, "random_state": 0, **small[cls], **parameters}
+    settings = {"dtype": "auto", "tol": 0, "random_state": 0, **small.get(cls, {}), **parameters}
     return cls(3, **settings).fit(data())
 
 
@@ -80,7 +81,7 @@ def summary(model):
     arrays = {
         "cluster_centers": model.cluster_centers_,
         "weights": model.weights_,
-        "variance": getattr(model, "variance_", 0.0),
+        "variance": getattr(model, "variance_", getattr(model, "covariances_", 0.0)),
         "loss": model.history_["loss"],
         "resp": model.predict_proba(data()[:4]),
         "score_samples": model.score_samples(data()[:4]),

@@ -1,0 +1,625 @@
+r"""Splits and merges of Gaussian clusters: proposals, and their Hastings ratios.
+
+The moves of Chang and Fisher's sampler as Ronen et al. (2022) use them: each cluster is cut in
+two, each cut and each union of two clusters is judged by the ratio of marginal likelihoods under
+a Dirichlet process with a normal-inverse-Wishart prior. All functions work on all clusters side by
+side.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from deepmix.distributions import (
+    GaussianStatistics,
+    hard_statistics,
+    niw_log_marginal,
+    niw_mode,
+    niw_posterior,
+)
+
+# Numbers in a chunk of rows, in float64: 32 MiB with the products of a few features.
+CHUNK = 2**18
+# Standardised rows are kept in float64 up to this many numbers (256 MiB), else made in each pass.
+KEPT = 2**25
+# Numbers in the statistics of pairs that are judged at once (64 MiB).
+PAIRS = 2**23
+# A direction along which a cluster has a kurtosis above this shows outliers, not two groups: two
+# well separated groups have less if the smaller one holds more than a sixth of the rows.
+MAX_KURTOSIS = 4.0
+# Directions that are cut, and steps that move a cut to two means of one common covariance.
+N_DIRECTIONS, N_REFINEMENTS = 4, 5
+# A half of fewer rows is no cluster, as in the authors' program.
+MIN_HALF = 5.0
+# A merge that would lower the posterior is tried with the likeliest partners only.
+N_NEIGHBOURS = 3
+# Nats for each row by which the cut of a union must beat the two clusters to take their place.
+MIN_GAIN = 5e-3
+
+# --- Rows ------------------------------------------------------------------------------
+
+
+class ScaledRows:
+    """The rows of positive weight, after a map of each row, in float64 and in chunks.
+
+    Parameters
+    ----------
+    rows : Rows
+    function : callable
+        Of a batch (B, n_features) -> (B, d).
+    """
+
+    def __init__(self, rows, function):
+        self.rows, self.function = rows, function
+        self.index = rows.visited
+        self.weight = rows.weight[self.index.to(rows.device)].double()
+        self.total_weight = float(self.weight.sum())
+        size = max(256, CHUNK // rows.n_features)
+        self.slices = [slice(i, i + size) for i in range(0, len(self.index), size)]
+        self._kept = None
+        if len(self.index) * rows.n_features <= KEPT:
+            self._kept = torch.cat([self._make(part) for part in self.slices])
+
+    def __len__(self):
+        return len(self.index)
+
+    def _make(self, part):
+        with torch.no_grad():
+            return self.function(self.rows.take(self.index[part])).double()
+
+    def chunks(self):
+        """Yield ``(slice, x)`` over all rows."""
+        for part in self.slices:
+            yield part, self._make(part) if self._kept is None else self._kept[part]
+
+    def map(self, function):
+        """Apply ``function(x, slice)`` to each chunk and put the results together."""
+        return torch.cat([function(x, part) for part, x in self.chunks()])
+
+    def statistics(self, labels, n_clusters, covariance_type):
+        """Statistics of the clusters that ``labels`` of shape (n,) name."""
+        return add(
+            hard_statistics(x, labels[part], self.weight[part], n_clusters, covariance_type)
+            for part, x in self.chunks()
+        )
+
+
+def add(parts):
+    """Sum of statistics of several chunks of rows."""
+    parts = iter(parts)
+    total = next(parts)
+    for part in parts:
+        total = total + part
+    return total
+
+
+# --- Hastings ratios -------------------------------------------------------------------
+
+
+def log_evidence(prior, statistics):
+    r"""What a cluster contributes to the log posterior of a partition, without log alpha.
+
+    .. math:: \log \Gamma(n_k) + \log f(X_k)
+
+    Parameters
+    ----------
+    prior : NormalInverseWishart
+    statistics : GaussianStatistics
+
+    Returns
+    -------
+    Tensor of shape (K,)
+        0 for an empty cluster.
+    """
+    nk = statistics.nk
+    evidence = torch.lgamma(nk.clamp_min(1e-300)) + niw_log_marginal(prior, statistics)
+    return torch.where(nk > 0, evidence, 0.0)
+
+
+def log_split_ratio(prior, halves, log_concentration):
+    r"""Hastings ratio of the split of each cluster into its two halves.
+
+    .. math:: \log H_s = \log \alpha + \log \Gamma(n_{k1}) + \log f(X_{k1}) + \log \Gamma(n_{k2})
+        + \log f(X_{k2}) - \log \Gamma(n_k) - \log f(X_k)
+
+    Parameters
+    ----------
+    prior : NormalInverseWishart
+    halves : GaussianStatistics
+        Of 2 K sets: 2k and 2k + 1 are the halves of cluster k.
+    log_concentration : float
+        :math:`\log \alpha`.
+
+    Returns
+    -------
+    Tensor of shape (K,)
+        Minus infinity where a half has no more than `MIN_HALF` rows.
+    """
+    parts = log_evidence(prior, halves).view(-1, 2).sum(dim=1)
+    ratio = log_concentration + parts - log_evidence(prior, halves.pairs())
+    enough = halves.nk.view(-1, 2).amin(dim=1) > MIN_HALF
+    return torch.where(enough, ratio, -torch.inf)
+
+
+def log_merge_ratio(prior, statistics, log_concentration):
+    r"""Hastings ratios of the merges of all pairs of clusters, :math:`H_m = 1 / H_s`.
+
+    Parameters
+    ----------
+    prior : NormalInverseWishart
+    statistics : GaussianStatistics
+        Of K clusters.
+    log_concentration : float
+
+    Returns
+    -------
+    pairs : Tensor of shape (K (K - 1) / 2, 2)
+    log_ratio : Tensor of shape (K (K - 1) / 2,)
+    """
+    n_clusters = len(statistics.nk)
+    device = statistics.nk.device
+    first, second = torch.triu_indices(n_clusters, n_clusters, 1, device=device)
+    alone = log_evidence(prior, statistics)
+    # 45,000 pairs of 300 clusters in 128 dimensions would take gigabytes at once.
+    size = max(1, PAIRS // statistics.second[0].numel())
+    union = torch.cat(
+        [
+            log_evidence(prior, statistics.take(a) + statistics.take(b))
+            for a, b in zip(first.split(size), second.split(size), strict=True)
+        ]
+    )
+    return torch.stack([first, second], dim=1), (
+        union - alone[first] - alone[second] - log_concentration
+    )
+
+
+# --- Cuts ------------------------------------------------------------------------------
+
+
+def two_means_1d(t, labels, weight, n_clusters):
+    r"""The best cut of each cluster into two intervals, exactly, by sorting and prefix sums.
+
+    It maximises the sum of squares between the halves, :math:`S_1^2 / W_1 + S_2^2 / W_2` with
+    weights W and sums S, which is what 2-means minimises within them.
+
+    Parameters
+    ----------
+    t : Tensor of shape (n,)
+    labels : Tensor of shape (n,)
+    weight : Tensor of shape (n,)
+    n_clusters : int
+
+    Returns
+    -------
+    Tensor of shape (n,)
+        1 for the rows above the cut of their cluster, else 0.
+    """
+    order = t.argsort(stable=True)
+    order = order[labels[order].argsort(stable=True)]
+    value, cluster, w = t[order], labels[order], weight[order]
+    size = torch.bincount(labels, minlength=n_clusters)
+    end = size.cumsum(0)
+
+    def sums(terms):
+        """Within each cluster, up to and including each row; and of the whole cluster."""
+        running = torch.cat([terms.new_zeros(1), terms.cumsum(0)])
+        start = running[end - size][cluster]
+        return running[1:] - start, running[end][cluster] - start
+
+    (w1, w_all), (s1, s_all) = sums(w), sums(w * value)
+    between = s1.square() / w1 + (s_all - s1).square() / (w_all - w1)
+    position = torch.arange(len(t), device=t.device)
+    below = torch.cat([value[:-1] < value[1:], value.new_zeros(1, dtype=torch.bool)])
+    possible = (position + 1 < end[cluster]) & below & (w1 < w_all)
+    between = torch.where(possible, between, -torch.inf)
+    best = between.new_full((n_clusters,), -torch.inf)
+    best = best.scatter_reduce(0, cluster, between, "amax")
+    hit = possible & (between == best[cluster])
+    cut = position.new_full((n_clusters,), len(t))
+    cut = cut.scatter_reduce(0, cluster[hit], position[hit], "amin")
+    side = torch.zeros_like(labels)
+    side[order] = (position > cut[cluster]).to(side)
+    return side
+
+
+def principal_directions(statistics, n_directions):
+    """Directions of largest variance of each cluster, the largest first, and the variances.
+
+    Parameters
+    ----------
+    statistics : GaussianStatistics
+        Of full covariances.
+    n_directions : int
+
+    Returns
+    -------
+    directions : Tensor of shape (K, d, n_directions)
+    variance : Tensor of shape (K, n_directions)
+    """
+    nk = statistics.nk.clamp_min(1e-300)[:, None]
+    mean = statistics.first / nk
+    covariance = statistics.second / nk[:, :, None] - mean[:, :, None] * mean[:, None, :]
+    variance, vectors = torch.linalg.eigh(covariance)
+    variance, vectors = variance.flip(1)[:, :n_directions], vectors.flip(2)[..., :n_directions]
+    # eigh leaves the sign open, and with it which half is called the first.
+    largest = vectors.abs().argmax(dim=1, keepdim=True)
+    return vectors * vectors.gather(1, largest).sign(), variance.clamp_min(0.0)
+
+
+class Cuts(NamedTuple):
+    """The best cut found for each cluster.
+
+    Attributes
+    ----------
+    log_ratio : Tensor of shape (K,)
+        Of Hastings.
+    side : Tensor of shape (n,)
+        Half of each row, 0 or 1.
+    halves : GaussianStatistics
+        Of 2 K sets.
+    """
+
+    log_ratio: torch.Tensor
+    side: torch.Tensor
+    halves: GaussianStatistics
+
+    def better(self, other, labels):
+        """The better of two cuts, cluster by cluster."""
+        replace = other.log_ratio > self.log_ratio
+        chosen = torch.where(replace.repeat_interleave(2), 1, 0)
+        index = chosen * len(chosen) + torch.arange(len(chosen), device=chosen.device)
+        return Cuts(
+            torch.where(replace, other.log_ratio, self.log_ratio),
+            torch.where(replace[labels], other.side, self.side),
+            GaussianStatistics.cat([self.halves, other.halves]).take(index),
+        )
+
+
+class Splitter:
+    """Finds the best cut of each cluster.
+
+    Each cluster is projected on its leading principal directions and cut there by exact 2-means;
+    each cut is then moved to two means with a common covariance (Mahalanobis 2-means), which does
+    not depend on the units of the features and splits what lies side by side. Directions of
+    heavy tails are passed over but for the first: splitting off outliers always pays where
+    clusters are not Gaussian.
+
+    Parameters
+    ----------
+    data : ScaledRows
+    prior : NormalInverseWishart
+    log_concentration : float
+    n_directions : int
+    n_refinements : int
+    """
+
+    def __init__(
+        self,
+        data,
+        prior,
+        log_concentration,
+        n_directions=N_DIRECTIONS,
+        n_refinements=N_REFINEMENTS,
+    ):
+        self.data, self.prior, self.log_concentration = data, prior, log_concentration
+        self.n_directions, self.n_refinements = n_directions, n_refinements
+
+    def __call__(self, labels, n_clusters):
+        """Cut every cluster: labels of shape (n,) -> `Cuts`."""
+        scores, allowed = self._project(labels, n_clusters)
+        best = None
+        for q in range(scores.shape[1]):
+            active = allowed[:, q]
+            if not active.any():
+                continue
+            side = two_means_1d(scores[:, q], labels, self.data.weight, n_clusters)
+            for cuts in self._refine(self.cuts(labels, side, n_clusters, active), labels, active):
+                best = cuts if best is None else best.better(cuts, labels)
+        return best
+
+    def cuts(self, labels, side, n_clusters, active=None):
+        """Judge given halves."""
+        halves = self._halves(labels, side, n_clusters)
+        ratio = log_split_ratio(self.prior, halves, self.log_concentration)
+        if active is not None:
+            ratio = torch.where(active, ratio, -torch.inf)
+        return Cuts(ratio, side, halves)
+
+    def _halves(self, labels, side, n_clusters):
+        return self.data.statistics(2 * labels + side, 2 * n_clusters, self.prior.covariance_type)
+
+    def _project(self, labels, n_clusters):
+        """Scores of each row on the directions of its cluster, and which of them may be cut."""
+        statistics = self.data.statistics(labels, n_clusters, "full")
+        n_directions = min(self.n_directions, statistics.first.shape[1])
+        directions, variance = principal_directions(statistics, n_directions)
+        nk = statistics.nk.clamp_min(1e-300)[:, None]
+        mean = statistics.first / nk
+
+        def project(x, part):
+            z = labels[part]
+            return ((x - mean[z])[:, None] @ directions[z]).squeeze(1)
+
+        scores = self.data.map(project)
+        fourth = torch.zeros_like(variance)
+        fourth.index_add_(0, labels, self.data.weight[:, None] * scores**4)
+        kurtosis = fourth / nk / variance.square().clamp_min(1e-300)
+        allowed = kurtosis < MAX_KURTOSIS
+        allowed[:, 0] = True
+        return scores, allowed
+
+    def _refine(self, cuts, labels, active):
+        """The cut itself, and what Mahalanobis 2-means makes of it."""
+        yield cuts
+        n_clusters = len(cuts.log_ratio)
+        halves = cuts.halves
+        for _ in range(self.n_refinements):
+            direction, middle = discriminant(halves, self.prior)
+
+            def assign(x, part, direction=direction, middle=middle):
+                z = labels[part]
+                return ((x * direction[z]).sum(dim=1) > middle[z]).to(z)
+
+            side = self.data.map(assign)
+            halves = self._halves(labels, side, n_clusters)
+        if self.n_refinements:
+            yield self.cuts(labels, side, n_clusters, active)
+
+
+def discriminant(halves, prior):
+    r"""Fisher's discriminant of two halves with one covariance, of each cluster.
+
+    .. math:: \delta = S^{-1} (\mu_2 - \mu_1), \qquad
+        x^\top \delta > \tfrac12 (\mu_1 + \mu_2)^\top \delta
+
+    Parameters
+    ----------
+    halves : GaussianStatistics
+        Of 2 K sets.
+    prior : NormalInverseWishart
+        Its scale is added to the scatter.
+
+    Returns
+    -------
+    direction : Tensor of shape (K, d)
+    middle : Tensor of shape (K,)
+    """
+    mean = halves.first / halves.nk.clamp_min(1e-300)[:, None]
+    n_features = mean.shape[1]
+    pairs = mean.view(-1, 2, n_features)
+    difference = pairs[:, 1] - pairs[:, 0]
+    if halves.second.dim() == 3:
+        scatter = halves.second - halves.first[:, :, None] * mean[:, None, :]
+        scatter = scatter.view(-1, 2, n_features, n_features).sum(dim=1) + prior.scale
+        factor = torch.linalg.cholesky(scatter)
+        direction = torch.cholesky_solve(difference[:, :, None], factor).squeeze(2)
+    elif halves.second.dim() == 2:
+        scatter = halves.second - halves.first * mean
+        direction = difference / (scatter.view(-1, 2, n_features).sum(dim=1) + prior.scale)
+    else:
+        direction = difference
+    return direction, (pairs.mean(dim=1) * direction).sum(dim=1)
+
+
+# --- Merges ----------------------------------------------------------------------------
+
+
+def disjoint_pairs(pairs, log_ratio, neighbours, refused):
+    """Pairs to be tried at once, no cluster in two of them, the likeliest first.
+
+    Parameters
+    ----------
+    pairs : Tensor of shape (P, 2)
+    log_ratio : Tensor of shape (P,)
+    neighbours : int
+        A pair of a ratio below one is tried only if one is among that many likeliest partners of
+        the other.
+    refused : set of tuple of int
+        Pairs of a ratio below one that need not be tried again.
+
+    Returns
+    -------
+    list of int
+        Numbers of the pairs.
+    """
+    tried, seen, chosen = {}, set(), []
+    order = log_ratio.argsort(descending=True, stable=True).tolist()
+    ratio, members = log_ratio.tolist(), pairs.tolist()
+    for number in order:
+        a, b = members[number]
+        near = min(tried.get(a, 0), tried.get(b, 0)) < neighbours
+        tried[a], tried[b] = tried.get(a, 0) + 1, tried.get(b, 0) + 1
+        if a in seen or b in seen:
+            continue
+        if ratio[number] <= 0 and (not near or (a, b) in refused):
+            continue
+        seen |= {a, b}
+        chosen.append(number)
+    return chosen
+
+
+# --- Partition -------------------------------------------------------------------------
+
+# What is recorded of a proposal.
+PROPOSAL = np.dtype(
+    [
+        ("epoch", int),
+        ("kind", "U8"),
+        ("cluster", int),
+        ("partner", int),
+        ("log_ratio", float),
+        ("accepted", bool),
+    ]
+)
+
+
+class Partition:
+    """The clusters as they stand: labels, mixture, and the moves that change their number.
+
+    Parameters
+    ----------
+    data : ScaledRows
+    prior : NormalInverseWishart
+    splitter : Splitter
+    max_clusters : int or None
+    check_unions : bool
+        Whether two clusters are also merged where no cut that the search knows would part them.
+    generator : torch.Generator or None
+        Draws whether a proposal of a ratio below one is accepted; None accepts none.
+    """
+
+    def __init__(self, data, prior, splitter, max_clusters, check_unions=True, generator=None):
+        self.data, self.prior, self.splitter = data, prior, splitter
+        self.max_clusters, self.check_unions = max_clusters, check_unions
+        self.generator = generator
+        self.proposals, self.settled = [], False
+        self._done, self._last, self._refused = set(), "merge", set()
+
+    def start(self, labels):
+        self.labels, self.n_clusters = labels, int(labels.max()) + 1
+        self.estimate(self._statistics(labels, self.n_clusters))
+
+    def _statistics(self, labels, n_clusters):
+        return self.data.statistics(labels, n_clusters, self.prior.covariance_type)
+
+    def estimate(self, statistics):
+        """M-step: weights, means and covariances of highest posterior density."""
+        self.weights = statistics.nk / statistics.nk.sum()
+        self.means, self.covariances = niw_mode(niw_posterior(self.prior, statistics))
+
+    def drop_empty(self):
+        """Remove clusters that no row belongs to; the origins of those that stay, or None."""
+        keep = torch.bincount(self.labels, minlength=self.n_clusters) > 0
+        if keep.all():
+            return None
+        self.labels = (keep.long().cumsum(0) - 1)[self.labels]
+        self.n_clusters = int(keep.sum())
+        self.weights, self.means = self.weights[keep] / self.weights[keep].sum(), self.means[keep]
+        self.covariances = self.covariances[keep]
+        self._forget()
+        return keep.nonzero().squeeze(1)
+
+    def score(self):
+        """Log posterior of the partition, up to a constant."""
+        statistics = self._statistics(self.labels, self.n_clusters)
+        terms = log_evidence(self.prior, statistics) + self.splitter.log_concentration
+        return float(terms.sum())
+
+    def change(self, epoch, cuts=None):
+        """Propose splits and merges in turn until one is accepted or none is left.
+
+        Parameters
+        ----------
+        epoch : int
+            Of the record.
+        cuts : Cuts or None
+            Of the subclustering nets, which compete with those of the splitter.
+
+        Returns
+        -------
+        Tensor of shape (K,) or None
+            For each cluster now the number that it, or its parent, had; None if nothing changed.
+        """
+        # A refused proposal changes nothing: the next can be made at once.
+        while True:
+            moves = [move for move in ("split", "merge") if move not in self._done]
+            if not moves:
+                self.settled = True
+                return None
+            self._last = moves[0] if len(moves) == 1 or self._last == "merge" else "merge"
+            moved = self._split(epoch, cuts) if self._last == "split" else self._merge(epoch)
+            if moved is not None:
+                self._forget()
+                return self._relabel(*moved)
+
+    def _forget(self):
+        self._done, self._refused, self.settled = set(), set(), False
+
+    def _relabel(self, codes, origin):
+        """Number the clusters anew by codes of the rows; origin of each code."""
+        used, labels = codes.unique(return_inverse=True)
+        self.start(labels)
+        return origin[used]
+
+    def _accepts(self, log_ratio):
+        """Accept with probability min(1, H)."""
+        accepted = log_ratio > 0
+        if self.generator is not None:
+            u = torch.rand(len(log_ratio), generator=self.generator, dtype=torch.float64)
+            accepted = accepted | (u.to(log_ratio.device).log() < log_ratio)
+        return accepted
+
+    def _split(self, epoch, others):
+        self._done.add("split")
+        cuts = self.splitter(self.labels, self.n_clusters)
+        if others is not None:
+            cuts = others if cuts is None else cuts.better(others, self.labels)
+        accepted = self._accepts(cuts.log_ratio)
+        if self.max_clusters is not None and accepted.any():
+            room = max(0, self.max_clusters - self.n_clusters)
+            best = cuts.log_ratio.masked_fill(~accepted, -torch.inf).argsort(descending=True)
+            accepted = accepted & torch.zeros_like(accepted).index_fill_(0, best[:room], True)
+        numbers = torch.arange(self.n_clusters, device=accepted.device)
+        self._record(epoch, "split", numbers, numbers, cuts.log_ratio, accepted)
+        if not accepted.any():
+            return None
+        codes = 2 * self.labels + cuts.side * accepted[self.labels]
+        return codes, numbers.repeat_interleave(2)
+
+    def _merge(self, epoch):
+        if self.n_clusters < 2:
+            self._done.add("merge")
+            return None
+        statistics = self._statistics(self.labels, self.n_clusters)
+        pairs, ratio = log_merge_ratio(self.prior, statistics, self.splitter.log_concentration)
+        neighbours = N_NEIGHBOURS if self.check_unions else 0
+        chosen = disjoint_pairs(pairs, ratio, neighbours, self._refused)
+        if not chosen:
+            self._done.add("merge")
+            return None
+        pairs, ratio = pairs[chosen], ratio[chosen]
+        target = torch.arange(self.n_clusters, device=pairs.device)
+        accepted = self._accepts(ratio)
+        exchanged = torch.zeros_like(accepted)
+        if self.check_unions:
+            union = target.index_copy(0, pairs[:, 1], pairs[:, 0])[self.labels]
+            cuts = self.splitter(union, self.n_clusters)
+            parted = cuts.log_ratio[pairs[:, 0]]
+            accepted = accepted | (parted <= 0)
+            # The evidence for the pair as it stands is minus its merge ratio.
+            rows = statistics.nk[pairs].sum(dim=1)
+            exchanged = ~accepted & (parted + ratio > MIN_GAIN * rows)
+            self._record(epoch, "exchange", *pairs.T, parted + ratio, exchanged)
+        self._record(epoch, "merge", *pairs.T, ratio, accepted)
+        moved = accepted | exchanged
+        self._refused |= {tuple(pair) for pair in pairs[~moved].tolist()}
+        if not moved.any():
+            return None
+        larger = statistics.nk[pairs].argmax(dim=1, keepdim=True)
+        origin = target.index_copy(0, pairs[:, 0], pairs.gather(1, larger).squeeze(1))
+        origin = torch.where(torch.isin(target, pairs[accepted][:, 0]), origin, target)
+        kept = pairs[accepted]
+        codes = target.index_copy(0, kept[:, 1], kept[:, 0])[self.labels]
+        if exchanged.any():
+            codes = self._exchange(codes, pairs[exchanged], cuts.side)
+        return codes, origin
+
+    def _exchange(self, codes, pairs, side):
+        """Give the rows of each pair to its members by the cut of the union."""
+        numbers = torch.arange(self.n_clusters, device=pairs.device)
+        first = numbers.index_copy(0, pairs[:, 1], pairs[:, 0])
+        second = numbers.index_copy(0, pairs[:, 0], pairs[:, 1])
+        weight = self.data.weight
+        upper = torch.bincount(self.labels, weight * side, minlength=self.n_clusters)
+        upper = upper / torch.bincount(self.labels, weight, minlength=self.n_clusters)
+        # The half that holds more of a member keeps its number, and with it its net.
+        flip = upper[first] > upper[second]
+        side = torch.where(flip[self.labels], 1 - side, side)
+        owner = torch.where(side == 1, second[self.labels], first[self.labels])
+        return torch.where(torch.isin(self.labels, pairs), owner, codes)
+
+    def _record(self, epoch, kind, first, second, log_ratio, accepted):
+        columns = (first, second, log_ratio, accepted)
+        for row in zip(*(column.tolist() for column in columns), strict=True):
+            self.proposals.append((epoch, kind, *row))

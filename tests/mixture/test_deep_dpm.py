@@ -1,0 +1,476 @@
+"""DeepDPM: losses, network surgery, limits, properties, robustness."""
+
+import pickle
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from scipy import stats
+from scipy.special import logsumexp
+from sklearn.base import clone
+from sklearn.datasets import make_blobs
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import adjusted_rand_score
+from sklearn.mixture import GaussianMixture
+from sklearn.model_selection import GridSearchCV, KFold
+
+from deepmix import DeepDPM
+from deepmix._torch import Rows
+from deepmix.mixture.deep_dpm import (
+    DPMNetwork,
+    GaussianMixtureHead,
+    PartitionObjective,
+    SubclusteringNets,
+    clustering_loss,
+    subclustering_loss,
+)
+from deepmix.networks import FeatureScaler, materialize
+
+RTOL = 1e-10
+BOTH = pytest.mark.parametrize("amortized", [True, False])
+
+
+@pytest.fixture(scope="module")
+def five():
+    """Five Gaussians of different shapes: X of shape (900, 3), and their labels."""
+    draw = np.random.default_rng(0)
+    y = np.repeat(np.arange(5), [300, 250, 200, 100, 50])
+    shapes = draw.normal(size=(5, 3, 3))
+    centers = 8 * np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
+    X = centers[y] + np.einsum("nij,nj->ni", shapes[y], draw.normal(size=(900, 3)))
+    X.setflags(write=False)
+    return X, y
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+# --- Losses ---
+
+
+def test_the_clustering_loss_is_the_divergence_of_scipy():
+    draw = np.random.default_rng(0)
+    target, resp = draw.dirichlet(np.ones(4), 9), draw.dirichlet(np.ones(4), 9)
+    target[0] = [1, 0, 0, 0]
+    weight = draw.random(9)
+    got = clustering_loss(*(torch.tensor(v) for v in (np.log(resp), target, weight)))
+    expected = weight @ [stats.entropy(t, r) for t, r in zip(target, resp)]
+    assert float(got) == pytest.approx(expected, rel=RTOL)
+    same = clustering_loss(*(torch.tensor(v) for v in (np.log(resp), resp, weight)))
+    assert float(same) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_subclustering_loss_equals_a_naive_loop():
+    draw = np.random.default_rng(1)
+    x, resp, weight = draw.normal(size=(7, 3)), draw.dirichlet([1, 1], 7), draw.random(7)
+    means = draw.normal(size=(7, 2, 3))
+    got = subclustering_loss(*(torch.tensor(v) for v in (x, resp, means, weight)))
+    expected = sum(
+        weight[i] * resp[i, j] * np.sum((x[i] - means[i, j]) ** 2)
+        for i in range(7)
+        for j in range(2)
+    )
+    assert float(got) == pytest.approx(expected, rel=RTOL)
+
+
+# --- Network ---
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "diag", "spherical"])
+def test_the_heads_joint_density_is_that_of_scipy(covariance_type):
+    draw = np.random.default_rng(2)
+    x, means, weights = draw.normal(size=(6, 3)), draw.normal(size=(2, 3)), draw.dirichlet([1, 1])
+    root = draw.normal(size=(2, 3, 3))
+    full = root @ root.transpose(0, 2, 1) + np.eye(3)
+    shaped = {"full": full, "diag": np.array([1.0, 2.0])[:, None] + draw.random((2, 3))}
+    covariances = shaped.get(covariance_type, np.array([0.5, 2.0]))
+    if covariance_type == "diag":
+        full = np.array([np.diag(v) for v in covariances])
+    elif covariance_type == "spherical":
+        full = np.array([v * np.eye(3) for v in covariances])
+    head = GaussianMixtureHead(3, 5, covariance_type == "full").double()
+    head.set(*(torch.tensor(v) for v in (weights, means, covariances)))
+    expected = [
+        np.log(w) + stats.multivariate_normal(m, c).logpdf(x)
+        for w, m, c in zip(weights, means, full)
+    ]
+    np.testing.assert_allclose(head.log_joint(torch.tensor(x)), np.transpose(expected), rtol=1e-9)
+
+
+def test_each_row_goes_through_the_subclustering_net_of_its_cluster():
+    nets = SubclusteringNets(3, 4, 6).draw(generator()).double()
+    torch.nn.init.normal_(nets.hidden_bias, generator=generator())
+    x = torch.randn(20, 3, generator=generator(), dtype=torch.float64)
+    labels = torch.arange(20) % 4
+    got = nets.log_resp(x, labels)
+    for row, k, log_resp in zip(x, labels, got):
+        hidden = torch.relu(row @ nets.hidden_weight[k] + nets.hidden_bias[k])
+        logits = hidden @ nets.output_weight[k] + nets.output_bias[k]
+        torch.testing.assert_close(log_resp, logits.log_softmax(dim=0))
+
+
+def test_children_of_a_split_share_the_responsibility_of_their_parent():
+    network = DPMNetwork(3, 3, (8,))
+    network.net = materialize(network.net, generator())
+    x = torch.randn(10, 3, generator=generator())
+    before = network.net(x)
+    network.inherit(torch.tensor([0, 2, 2, 1]))
+    assert network.net[-1].out_features == 4
+    torch.testing.assert_close(network.net(x), before[:, [0, 2, 2, 1]])
+
+
+def test_the_scaler_has_the_moments_of_the_features_and_its_density():
+    X = np.random.default_rng(3).normal(size=(50, 3)) * [1, 100, 0] + [0, 1e4, 7]
+    weight = np.arange(50) % 3.0
+    rows = Rows(X, torch.device("cpu"), torch.float64, weight)
+    mean, variance = rows.moments()
+    np.testing.assert_allclose(mean, np.average(X, axis=0, weights=weight), rtol=RTOL)
+    expected = np.average((X - mean.numpy()) ** 2, axis=0, weights=weight)
+    np.testing.assert_allclose(variance, expected, rtol=1e-9, atol=1e-20)
+    scaler = FeatureScaler(3).double().fit(mean, variance)
+    scaled = scaler(torch.tensor(X))
+    assert torch.all(scaled[:, 2] == 0)
+    torch.testing.assert_close(scaler.inverse(scaled), torch.tensor(X))
+    expected = np.log(np.sqrt(expected[:2])).sum()
+    assert float(scaler.log_volume()) == pytest.approx(expected, rel=1e-9)
+
+
+# --- What is found ---
+
+
+@BOTH
+@pytest.mark.parametrize("n_clusters_init", [1, 2, 12])
+def test_the_number_of_gaussians_is_found_from_any_start(amortized, n_clusters_init, five):
+    X, y = five
+    model = DeepDPM(n_clusters_init, amortized=amortized, random_state=0).fit(X)
+    assert model.n_clusters_ == 5
+    assert model.converged_
+    assert adjusted_rand_score(y, model.labels_) > 0.98
+
+
+@BOTH
+def test_one_gaussian_is_one_cluster(amortized):
+    X = np.random.default_rng(4).normal(size=(1000, 3)) @ np.diag([1.0, 5.0, 0.2])
+    assert DeepDPM(4, amortized=amortized, random_state=0).fit(X).n_clusters_ == 1
+
+
+@pytest.mark.parametrize("covariance_type", ["diag", "spherical"])
+def test_simpler_covariances_find_blobs(covariance_type, blobs):
+    X, y = blobs
+    # Without scaling, which would make balls ellipsoids.
+    model = DeepDPM(covariance_type=covariance_type, amortized=False, scaling=None).fit(X)
+    assert adjusted_rand_score(y, model.labels_) == 1.0
+    assert model.covariances_.shape == (4, 3)
+
+
+@BOTH
+def test_units_and_offsets_change_nothing(amortized, five):
+    X, _ = five
+    options = {"amortized": amortized, "dtype": "auto", "random_state": 0}
+    plain = DeepDPM(**options).fit(X)
+    moved = DeepDPM(**options).fit(X * [1e3, 1.0, 1e-3] + [5.0, 1e3, 0.0])
+    np.testing.assert_array_equal(plain.labels_, moved.labels_)
+    scale = np.array([1e3, 1.0, 1e-3])
+    np.testing.assert_allclose(moved.means_, plain.means_ * scale + [5.0, 1e3, 0.0], rtol=1e-6)
+    expected = plain.covariances_ * scale[:, None] * scale
+    np.testing.assert_allclose(moved.covariances_, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [32, 900])
+def test_the_batch_size_does_not_change_the_number_of_clusters(batch_size, five):
+    X, y = five
+    model = DeepDPM(batch_size=batch_size, random_state=0).fit(X)
+    assert model.n_clusters_ == 5
+    assert adjusted_rand_score(y, model.labels_) > 0.98
+
+
+def test_with_a_vanishing_prior_its_em_is_that_of_a_gaussian_mixture(overlapping):
+    X, _ = overlapping
+    # Rows that count for so many leave nothing of the prior.
+    weight = np.full(len(X), 1e8)
+    model = DeepDPM(3, amortized=False, random_state=0, tol=0, prior_scale=1e-6, max_iter=0)
+    start = model.fit(X, sample_weight=weight)
+    mixture = GaussianMixture(
+        3,
+        weights_init=start.weights_,
+        means_init=start.means_,
+        precisions_init=np.linalg.inv(start.covariances_),
+        reg_covar=0,
+        tol=0,
+        max_iter=3,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        mixture.fit(X)
+    model.set_params(max_iter=3).fit(X, sample_weight=weight)
+    np.testing.assert_allclose(model.means_, mixture.means_, rtol=1e-5)
+    np.testing.assert_allclose(model.covariances_, mixture.covariances_, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(model.weights_, mixture.weights_, rtol=1e-5)
+
+
+def test_no_more_than_max_clusters(five):
+    X, _ = five
+    model = DeepDPM(2, max_clusters=3, amortized=False, random_state=0).fit(X)
+    assert model.n_clusters_ <= 3
+
+
+def test_the_prior_scale_decides_how_fine_clusters_are(five):
+    X, _ = five
+    coarse = DeepDPM(amortized=False, prior_scale=1e5).fit(X)
+    matrix = DeepDPM(amortized=False, prior_scale=1e-2 * np.eye(3)).fit(X)
+    vector = DeepDPM(amortized=False, prior_scale=np.full(3, 1e-2)).fit(X)
+    assert coarse.n_clusters_ == 1
+    assert matrix.n_clusters_ == 5
+    np.testing.assert_array_equal(matrix.labels_, vector.labels_)
+
+
+def test_weights_are_repetitions_without_nets(five):
+    X, _ = five
+    weight = np.random.default_rng(5).integers(0, 3, len(X))
+    options = {"amortized": False, "dtype": "auto", "n_clusters_init": 3, "random_state": 0}
+    weighted = DeepDPM(**options).fit(X, sample_weight=weight)
+    repeated = DeepDPM(**options).fit(np.repeat(X, weight, axis=0))
+    np.testing.assert_allclose(weighted.means_, repeated.means_, rtol=1e-8)
+    np.testing.assert_allclose(weighted.covariances_, repeated.covariances_, rtol=1e-7, atol=1e-9)
+    np.testing.assert_array_equal(weighted.predict(X), repeated.predict(X))
+
+
+# --- Fitted state ---
+
+
+@BOTH
+def test_the_density_is_that_of_the_fitted_mixture(amortized, five):
+    X, _ = five
+    model = DeepDPM(amortized=amortized, dtype="float64", random_state=0).fit(X)
+    parts = [
+        np.log(w) + stats.multivariate_normal(m, c).logpdf(X)
+        for w, m, c in zip(model.weights_, model.means_, model.covariances_)
+    ]
+    expected = logsumexp(parts, axis=0)
+    np.testing.assert_allclose(model.score_samples(X), expected, rtol=1e-6)
+    assert model.score(X) == pytest.approx(expected.mean(), rel=1e-6)
+
+
+def test_without_nets_responsibilities_are_the_posterior_of_the_mixture(five):
+    X, _ = five
+    model = DeepDPM(amortized=False, dtype="float64").fit(X)
+    mixture = GaussianMixture(5).fit(X)
+    mixture.weights_, mixture.means_ = model.weights_, model.means_
+    mixture.precisions_cholesky_ = np.linalg.cholesky(np.linalg.inv(model.covariances_))
+    np.testing.assert_allclose(model.predict_proba(X), mixture.predict_proba(X), atol=1e-6)
+
+
+@BOTH
+def test_labels_probabilities_and_history_fit_together(amortized, five):
+    X, _ = five
+    model = DeepDPM(3, amortized=amortized, random_state=0).fit(X)
+    resp = model.predict_proba(X)
+    assert resp.shape == (900, model.n_clusters_)
+    np.testing.assert_allclose(resp.sum(axis=1), 1, rtol=1e-9)
+    np.testing.assert_array_equal(resp.argmax(axis=1), model.labels_)
+    np.testing.assert_array_equal(model.transform(X), resp)
+    assert list(model.get_feature_names_out())[-1] == f"deepdpm{model.n_clusters_ - 1}"
+    np.testing.assert_array_equal(model.cluster_centers_, model.means_)
+    assert model.history_["n_clusters"].shape == (model.n_iter_,)
+    assert model.history_["n_clusters"][-1] == model.n_clusters_
+    proposals = model.proposals_
+    assert {"split", "merge", "exchange"} >= set(proposals["kind"])
+    assert proposals["accepted"].any()
+    split = proposals[(proposals["kind"] == "split") & proposals["accepted"]]
+    assert np.all(split["log_ratio"] > 0)
+
+
+def test_samples_have_the_moments_of_the_mixture(five):
+    model = DeepDPM(amortized=False, random_state=0).fit(five[0])
+    X, labels = model.sample(20_000)
+    for k in range(model.n_clusters_):
+        drawn = X[labels == k]
+        np.testing.assert_allclose(drawn.mean(axis=0), model.means_[k], atol=0.2)
+        np.testing.assert_allclose(np.cov(drawn.T), model.covariances_[k], rtol=0.2, atol=0.3)
+    with pytest.raises(ValueError, match="n_samples must be an integer >= 1"):
+        model.sample(0)
+
+
+@BOTH
+def test_the_same_seed_gives_the_same_bits(amortized, five, global_random_states):
+    X, _ = five
+    before = global_random_states()
+    first, second = (
+        DeepDPM(8, amortized=amortized, stochastic=True, random_state=1).fit(X) for _ in range(2)
+    )
+    assert global_random_states() == before
+    np.testing.assert_array_equal(first.means_, second.means_)
+    np.testing.assert_array_equal(first.predict_proba(X), second.predict_proba(X))
+
+
+@BOTH
+def test_sparse_rows_are_dense_rows(amortized, five):
+    X, _ = five
+    X = np.where(np.abs(X) < 1, 0, X)
+    options = {"amortized": amortized, "random_state": 0}
+    dense, sparse = DeepDPM(**options).fit(X), DeepDPM(**options).fit(sp.csr_array(X))
+    assert dense.n_clusters_ == sparse.n_clusters_
+    np.testing.assert_allclose(sparse.means_, dense.means_, rtol=1e-5, atol=1e-5)
+
+
+# --- As other estimators ---
+
+
+@BOTH
+def test_clones_pickles_and_threads_give_the_same_model(amortized, five):
+    X, _ = five
+    model = DeepDPM(3, amortized=amortized, max_iter=60, tol=0, random_state=0)
+    fitted = clone(model).fit(X)
+    text = pickle.dumps(fitted)
+    assert b"torch" not in text
+    with ThreadPoolExecutor(3) as pool:
+        others = list(pool.map(lambda _: clone(model).fit(X), range(3)))
+    for other in (pickle.loads(text), *others):
+        np.testing.assert_array_equal(other.means_, fitted.means_)
+        np.testing.assert_array_equal(other.predict_proba(X), fitted.predict_proba(X))
+        np.testing.assert_array_equal(other.score_samples(X), fitted.score_samples(X))
+
+
+def test_a_grid_search_compares_priors_by_the_density(five):
+    X, _ = five
+    options = {"cv": KFold(2, shuffle=True, random_state=0), "error_score": "raise"}
+    grid = {"prior_scale": [1.0, 1e5]}
+    search = GridSearchCV(DeepDPM(amortized=False), grid, **options).fit(X)
+    assert search.best_params_ == {"prior_scale": 1.0}
+
+
+@BOTH
+def test_an_interruption_leaves_a_fitted_estimator(amortized, five, monkeypatch):
+    X, _ = five
+    whole = PartitionObjective.on_epoch_end
+
+    def interrupt(objective, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return whole(objective, epoch)
+
+    monkeypatch.setattr(PartitionObjective, "on_epoch_end", interrupt)
+    model = DeepDPM(8, amortized=amortized, random_state=0)
+    with pytest.warns(ConvergenceWarning, match="interrupted in epoch 3"):
+        model.fit(X)
+    assert model.n_iter_ == 2
+    assert model.history_["n_clusters"].shape == (2,)
+    np.testing.assert_array_equal(model.labels_, model.predict(X))
+
+
+@pytest.mark.parametrize("name", DeepDPM().get_params())
+def test_a_bad_parameter_is_refused_by_name_before_training(name, five):
+    model = DeepDPM(**{name: object()})
+    with pytest.raises((ValueError, TypeError), match=f"The '{name}' parameter of DeepDPM must be"):
+        model.fit(five[0])
+    assert not hasattr(model, "labels_")
+
+
+# --- The paper's settings ---
+
+
+def test_the_papers_settings_normalise_rows_and_wait_thirty_epochs():
+    model = DeepDPM.from_paper(n_samples=12_800, max_iter=3)
+    assert (model.scaling, model.prior_scale, model.concentration) == ("normalize", 0.005, 10.0)
+    assert (model.batch_size, model.split_merge_every, model.max_iter) == (128, 3000, 3)
+    assert (model.stochastic, model.check_unions) == (True, False)
+
+
+def test_the_papers_settings_train(five):
+    X, _ = five
+    quick = {"split_merge_every": 60, "freeze": 10, "max_iter": 60}
+    model = DeepDPM.from_paper(n_samples=len(X), random_state=0, **quick)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(X + 20)
+    norms = (X + 20) / np.linalg.norm(X + 20, axis=1, keepdims=True)
+    for k in range(model.n_clusters_):
+        members = norms[model.labels_ == k]
+        np.testing.assert_allclose(model.means_[k], members.mean(axis=0), atol=0.2)
+
+
+# --- Errors, before training ---
+
+
+ERRORS = [
+    ({"hidden_layer_sizes": ()}, r"hidden_layer_sizes must hold one or more integers >= 1; got"),
+    ({"n_clusters_init": 3, "max_clusters": 2}, r"max_clusters=2 should be >= n_clusters_init=3"),
+    ({"prior_dof": 1.5}, r"prior_dof=1.5 should be > n_features - 1 = 2"),
+    ({"prior_scale": [1.0, 2.0]}, r"prior_scale must be 'auto', a positive number, or an array"),
+    ({"prior_scale": -np.eye(3)}, r"prior_scale must be 'auto'"),
+    ({"n_clusters_init": 901}, r"n_samples=900 should be >= n_clusters_init=901"),
+]
+
+
+@pytest.mark.parametrize(("parameters", "message"), ERRORS)
+def test_parameters_that_do_not_fit_are_refused_before_training(parameters, message, five):
+    model = DeepDPM(**parameters)
+    with pytest.raises(ValueError, match=message):
+        model.fit(five[0])
+    assert not hasattr(model, "labels_")
+
+
+@BOTH
+def test_too_few_epochs_warn_with_the_remedy(amortized, five):
+    with pytest.warns(ConvergenceWarning, match="did not settle in max_iter=1 epochs"):
+        DeepDPM(30, amortized=amortized, max_iter=1, random_state=0).fit(five[0])
+
+
+# --- Robustness ---
+
+
+AWKWARD = {
+    "uniform noise": lambda draw: draw.random((400, 3)),
+    "heavy tails": lambda draw: draw.standard_t(1, size=(400, 3)),
+    "duplicates": lambda draw: np.repeat(draw.normal(size=(4, 3)), 50, axis=0),
+    "equal rows": lambda draw: np.ones((40, 3)),
+    "constant column": lambda draw: np.c_[draw.normal(size=(100, 2)), np.full(100, 1e3)],
+    "collinear": lambda draw: draw.normal(size=(100, 1)) * [1.0, -2.0, 0.5],
+    "two rows": lambda draw: draw.normal(size=(2, 3)),
+    "fewer rows than features": lambda draw: draw.normal(size=(10, 30)),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("name", AWKWARD)
+def test_awkward_data_are_clustered(amortized, name):
+    X = AWKWARD[name](np.random.default_rng(6))
+    start = min(3, len(np.unique(X, axis=0)))
+    check_sound(DeepDPM(start, amortized=amortized, random_state=0, max_iter=200), X)
+
+
+def check_sound(model, X):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(X)
+    assert model.labels_.shape == (len(X),)
+    assert model.labels_.max() < model.n_clusters_
+    assert np.all(model.weights_ > 0)
+    for value in (model.weights_, model.means_, model.covariances_, model.score_samples(X)):
+        assert np.all(np.isfinite(value))
+    scale = np.sqrt(np.einsum("kii->ki", model.covariances_))
+    correlations = model.covariances_ / scale[:, :, None] / scale[:, None, :]
+    assert np.linalg.eigvalsh(correlations).min() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(200))
+def test_random_shapes_never_fail(seed):
+    draw = np.random.default_rng(seed)
+    n, d = int(2 * 1000 ** draw.random()), int(64 ** draw.random())
+    k = int(draw.integers(1, 21))
+    X, _ = make_blobs(n, d, centers=k, cluster_std=5 * draw.random(), random_state=seed)
+    kind = draw.integers(4)
+    if kind == 1:
+        X[:, draw.integers(d)] = 3.0
+    elif kind == 2 and d > 1:
+        X[:, -1] = X[:, 0] - 2 * X[:, -2] if d > 2 else X[:, 0]
+    elif kind == 3:
+        X = X * 10.0 ** draw.integers(-6, 7, d)
+    start = int(draw.integers(1, min(n, 20) + 1))
+    options = {"amortized": seed % 4 == 0, "max_iter": 300, "random_state": seed}
+    check_sound(DeepDPM(start, **options), X)
