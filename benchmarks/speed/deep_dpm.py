@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from overhead import MIB, PeakMemory, cpu_name
+from measuring import cpu_name
+from overhead import MIB, PeakMemory
 from sklearn.datasets import make_blobs
 from sklearn.exceptions import ConvergenceWarning
 
