@@ -1,4 +1,4 @@
-"""Cluster handwritten digits with two deep mixture models beside KMeans and GaussianMixture.
+"""Cluster handwritten digits with deep mixture models beside KMeans and GaussianMixture.
 
 The digits come with scikit-learn. With ``--data FOLDER`` or the environment variable
 ``DEEPMIX_DATA`` Pendigits and MNIST follow; MNIST is a subset and trained briefly.
@@ -23,7 +23,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
-from deepmix import AECM, ClusteringModule
+from deepmix import AECM, ClusteringModule, NeuralMixtureEM
 from deepmix.datasets import load
 from deepmix.metrics import clustering_accuracy
 from deepmix.plotting import EmbeddingDisplay
@@ -70,6 +70,7 @@ def make_models(setting, seed):
             random_state=seed,
         ),
         "ClusteringModule": ClusteringModule(10, random_state=seed),
+        "NeuralMixtureEM": NeuralMixtureEM(10, scale=False, random_state=seed),
         "AECM": AECM(10, **deep, random_state=seed),
     }
 
