@@ -306,7 +306,8 @@ def _differentiate(phase, autocast, batch, index, weight):
         parameter.grad = None
     with autocast:
         terms = phase.step(batch, index, weight)
-        loss = sum(term.sum() for term in terms.values())
+        losses = [term.sum() for term in terms.values() if term.requires_grad]
+        loss = losses[0] if len(losses) == 1 else sum(losses)
     # Only this phase's parameters: what else the loss touches keeps its gradient.
     loss.backward(inputs=list(phase.parameters))
     return {name: term.detach() for name, term in terms.items()}
