@@ -473,12 +473,18 @@ class Partition:
         self.data, self.prior, self.splitter = data, prior, splitter
         self.max_clusters, self.check_unions = max_clusters, check_unions
         self.generator = generator
-        self.proposals, self.settled = [], False
+        self.proposals, self.settled, self.resumed = [], False, False
         self._done, self._last, self._refused = set(), "merge", set()
 
     def start(self, labels):
         self.labels, self.n_clusters = labels, int(labels.max()) + 1
         self.estimate(self._statistics(labels, self.n_clusters))
+
+    def resume(self, labels, weights, means, covariances):
+        """Go on with a mixture that was estimated before."""
+        self.labels, self.n_clusters = labels, len(weights)
+        self.weights, self.means, self.covariances = weights, means, covariances
+        self.resumed = True
 
     def _statistics(self, labels, n_clusters):
         return self.data.statistics(labels, n_clusters, self.prior.covariance_type)
