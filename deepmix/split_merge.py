@@ -23,8 +23,8 @@ from deepmix.distributions import (
 CHUNK = 2**18
 # Standardised rows are kept in float64 up to this many numbers (256 MiB), else made in each pass.
 KEPT = 2**25
-# Numbers in the statistics of pairs that are judged at once (64 MiB).
-PAIRS = 2**23
+# Numbers in the statistics of pairs that are judged at once (8 MiB).
+PAIRS = 2**20
 # A direction along which a cluster has a kurtosis above this shows outliers, not two groups: two
 # well separated groups have less if the smaller one holds more than a sixth of the rows.
 MAX_KURTOSIS = 4.0

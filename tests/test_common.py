@@ -240,8 +240,7 @@ def test_a_grid_search_finds_the_number_of_clusters(scoring, estimator_class, bl
     parameters = {"max_iter": 40} if estimator_class is ClusteringModule else {"max_iter": 60}
     X, y = blobs
     if estimator_class is DeepDPM:  # finds it from any: here the two compete that it may not exceed
-        name, parameters = "max_clusters", {**TINY[DeepDPM]}
-        model = DeepDPM(tol=0, random_state=0, **parameters)
+        name, model = "max_clusters", DeepDPM(tol=0, random_state=0, **TINY[DeepDPM])
     else:
         name, model = "n_clusters", tiny(estimator_class, **parameters)
     grid = GridSearchCV(model, {name: [2, 4]}, cv=2, scoring=scoring, error_score="raise").fit(X, y)
