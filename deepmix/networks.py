@@ -390,7 +390,11 @@ class FeatureScaler(Standardizer):
         self.normalize = normalize
 
     def forward(self, x):
-        return nn.functional.normalize(x, dim=1) if self.normalize else super().forward(x)
+        if not self.normalize:
+            return super().forward(x)
+        # By the largest value first: squares of 1e30 overflow in float32, those of 1e-20 vanish.
+        size = x.abs().amax(dim=1, keepdim=True)
+        return nn.functional.normalize(x / torch.where(size > 0, size, 1.0), dim=1)
 
     def log_volume(self):
         """Log of the factor by which the map shrinks volumes."""

@@ -23,8 +23,8 @@ from deepmix.distributions import (
 CHUNK = 2**18
 # Standardised rows are kept in float64 up to this many numbers (256 MiB), else made in each pass.
 KEPT = 2**25
-# Numbers in the statistics of pairs that are judged at once (64 MiB).
-PAIRS = 2**23
+# Numbers in the statistics of pairs that are judged at once (8 MiB).
+PAIRS = 2**20
 # A direction along which a cluster has a kurtosis above this shows outliers, not two groups: two
 # well separated groups have less if the smaller one holds more than a sixth of the rows.
 MAX_KURTOSIS = 4.0
@@ -473,12 +473,18 @@ class Partition:
         self.data, self.prior, self.splitter = data, prior, splitter
         self.max_clusters, self.check_unions = max_clusters, check_unions
         self.generator = generator
-        self.proposals, self.settled = [], False
+        self.proposals, self.settled, self.resumed = [], False, False
         self._done, self._last, self._refused = set(), "merge", set()
 
     def start(self, labels):
         self.labels, self.n_clusters = labels, int(labels.max()) + 1
         self.estimate(self._statistics(labels, self.n_clusters))
+
+    def resume(self, labels, weights, means, covariances):
+        """Go on with a mixture that was estimated before."""
+        self.labels, self.n_clusters = labels, len(weights)
+        self.weights, self.means, self.covariances = weights, means, covariances
+        self.resumed = True
 
     def _statistics(self, labels, n_clusters):
         return self.data.statistics(labels, n_clusters, self.prior.covariance_type)

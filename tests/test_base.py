@@ -12,13 +12,21 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from torch import nn
 
-from deepmix import AECM, ClusteringModule, NeuralMixtureEM
+from deepmix import AECM, ClusteringModule, DeepDPM, NeuralMixtureEM
 
 UNAVERAGED = {
     ClusteringModule: {"averaging": False},
     AECM: {"averaging": False},
     NeuralMixtureEM: {},
+    DeepDPM: {},
 }
+# DeepDPM begins with a number of clusters and finds another.
+FINDS_NUMBER = {DeepDPM}
+
+
+def named(message, cls):
+    """A message with the class's own name of the number of clusters."""
+    return message.replace("n_clusters=", f"{cls._n_clusters_parameter}=")
 
 
 def quietly(function, *args, **kwargs):
@@ -44,7 +52,7 @@ PLAIN = X_with(0.0)
 
 # Those that can draw new rows.
 with_centers = pytest.mark.parametrize(
-    "estimator_class", [ClusteringModule, AECM], ids=lambda cls: cls.__name__
+    "estimator_class", [ClusteringModule, AECM, DeepDPM], ids=lambda cls: cls.__name__
 )
 
 # --- Bad data ---
@@ -78,7 +86,7 @@ BAD_DATA = {
 @pytest.mark.parametrize("name", BAD_DATA)
 def test_bad_data_are_refused_before_training(name, estimator_class, small):
     X, message = BAD_DATA[name]
-    with pytest.raises((ValueError, TypeError), match=message):
+    with pytest.raises((ValueError, TypeError), match=named(message, estimator_class)):
         small(estimator_class).fit(X)
 
 
@@ -159,7 +167,7 @@ BAD_WEIGHTS = {
 @pytest.mark.parametrize("name", BAD_WEIGHTS)
 def test_bad_weights_are_refused_before_training(name, estimator_class, small):
     weight, message = BAD_WEIGHTS[name]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=named(message, estimator_class)):
         small(estimator_class).fit(PLAIN, sample_weight=weight)
 
 
@@ -224,6 +232,28 @@ ONE = {
         ("weight_decay", -1e-3),
         ("precision", "float16"),
     ],
+    DeepDPM: [
+        ("n_clusters_init", 0),
+        ("n_clusters_init", 2.5),
+        ("n_clusters_init", None),
+        ("n_init", "auto"),
+        ("max_clusters", 0),
+        ("amortized", "yes"),
+        ("covariance_type", "tied"),
+        ("concentration", 0.0),
+        ("concentration", None),
+        ("prior_scale", 0.0),
+        ("prior_scale", None),
+        ("prior_dof", 0.0),
+        ("prior_kappa", 0.0),
+        ("scaling", "norm"),
+        ("check_unions", None),
+        ("stochastic", "yes"),
+        ("hidden_layer_sizes", 100),
+        ("split_merge_every", 0),
+        ("freeze", -1),
+        ("subcluster_learning_rate", 0.0),
+    ],
     AECM: [
         *CENTERS,
         ("init", "k-means++"),
@@ -244,7 +274,15 @@ ONE = {
         ("precision", "float16"),
     ],
 }
-BAD_PARAMETERS = [(cls, *pair) for cls, own in ONE.items() for pair in ALL + own]
+# Of ``ALL``: what DeepDPM has no use for. It finds the number of clusters, ends when no proposal
+# is left, always scales as ``scaling`` says, and selects by the posterior.
+WITHOUT = {DeepDPM: {"n_clusters", "n_iter_no_change", "scale", "selection"}}
+BAD_PARAMETERS = [
+    (cls, *pair)
+    for cls, own in ONE.items()
+    for pair in ALL + own
+    if pair[0] not in WITHOUT.get(cls, ())
+]
 
 
 @pytest.mark.usefixtures("no_training")
@@ -269,6 +307,8 @@ COMBINATIONS = [
     (AECM, {"concentration": [1.0, 2.0, np.inf, 1.0]}, "concentration must hold n_clusters=4"),
     (AECM, {"concentration": ["a"] * 4}, "concentration|could not convert"),
     (ClusteringModule, {"concentration": [1.0, 2.0]}, "concentration must hold n_clusters=4"),
+    (DeepDPM, {"hidden_layer_sizes": ()}, "hidden_layer_sizes must hold one or more integers"),
+    (DeepDPM, {"max_clusters": 3}, "max_clusters=3 should be >= n_clusters_init=4"),
     (None, {"device": "gpu"}, "device='gpu' is not a device that torch knows"),
     (None, {"device": "cuda:99"}, "device='cuda:99' cannot be used on this machine"),
     (None, {"device": "meta"}, "device='meta' cannot be used on this machine"),
@@ -308,16 +348,24 @@ def test_rows_that_are_all_equal_give_one_cluster_and_a_warning(value, estimator
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = small(estimator_class).fit(np.full((30, 3), value))
-    assert {w.category for w in caught} == {ConvergenceWarning}
-    assert any(re.search(message, str(w.message)) for w in caught)
+    if estimator_class in FINDS_NUMBER:  # one cluster is what was to be found
+        assert not caught
+        assert model.n_clusters_ == 1
+    else:
+        assert {w.category for w in caught} == {ConvergenceWarning}
+        assert any(re.search(message, str(w.message)) for w in caught)
     assert len(np.unique(model.labels_)) == 1
     assert np.isfinite(model.score(np.full((2, 3), value)))
 
 
 def test_fewer_distinct_rows_than_clusters_warn(estimator_class, small):
     X = np.repeat([[0.0, 0.0], [5.0, 5.0]], 20, axis=0)
-    with pytest.warns(ConvergenceWarning, match="found smaller than n_clusters"):
+    if estimator_class in FINDS_NUMBER:  # two clusters are what was to be found
         model = small(estimator_class).fit(X)
+        assert model.n_clusters_ == 2
+    else:
+        with pytest.warns(ConvergenceWarning, match="found smaller than n_clusters"):
+            model = small(estimator_class).fit(X)
     assert len(np.unique(model.labels_)) <= 2
 
 
@@ -347,6 +395,8 @@ def test_huge_and_tiny_values_work_in_float32(scale, estimator_class, blobs, sma
 
 def test_too_few_epochs_warn_with_the_remedy(estimator_class, blobs, small):
     message = r"did not converge in max_iter=2 epochs \(tol=0.0001.*Increase max_iter, raise tol"
+    if estimator_class is DeepDPM:  # has no n_iter_no_change: ends when no proposal is left
+        message = r"did not settle in max_iter=2 epochs: .* Increase max_iter, or set tol=0"
     with pytest.warns(ConvergenceWarning, match=message):
         model = small(estimator_class, max_iter=2, tol=1e-4).fit(blobs[0])
     assert not model.converged_
@@ -361,6 +411,8 @@ def test_without_tolerance_few_epochs_do_not_warn(estimator_class, blobs, small)
 
 def test_early_stopping_ends_training_and_says_so(estimator_class, blobs, small):
     options = {"max_iter": 2000, "tol": 1e-2, "n_iter_no_change": 2}
+    if estimator_class is DeepDPM:  # ends when no proposal is left
+        del options["n_iter_no_change"]
     model = small(estimator_class, **options).fit(blobs[0])
     assert model.converged_
     assert 2 < model.n_iter_ < 200
@@ -375,8 +427,11 @@ def test_as_many_rows_as_clusters_work(estimator_class, small):
 
 def test_one_feature_and_one_cluster_work(estimator_class, blobs, small):
     X = blobs[0][:, :1]
-    assert quietly(small(estimator_class).fit, X).cluster_centers_.shape == (4, 1)
-    assert set(small(estimator_class, 1).fit(X).labels_) == {0}
+    model = quietly(small(estimator_class).fit, X)
+    n_clusters = model.n_clusters_ if estimator_class in FINDS_NUMBER else 4
+    assert model.cluster_centers_.shape == (n_clusters, 1)
+    most = {"max_clusters": 1} if estimator_class in FINDS_NUMBER else {}
+    assert set(small(estimator_class, 1, **most).fit(X).labels_) == {0}
 
 
 # --- Input of every kind ---
@@ -519,6 +574,8 @@ def test_neither_the_users_arrays_nor_global_states_are_changed(
     name, array = "concentration", np.array([4.0, 2.0, 3.0, 5.0])
     if estimator_class is NeuralMixtureEM:
         name, array = "weights", array / array.sum()
+    elif estimator_class is DeepDPM:
+        name, array = "prior_scale", array[:3]
     random_state = np.random.RandomState(0)
     copies = X.copy(), weight.copy(), array.copy()
     model = small(estimator_class, random_state=random_state, **{name: array})
@@ -604,8 +661,12 @@ def test_warm_start_refuses_what_does_not_fit_the_last_solution(
     X, _ = blobs
     model = small(estimator_class, warm_start=True, max_iter=1).fit(X)
     X = X[:, :2] if change == "features" else X
+    if estimator_class in FINDS_NUMBER:  # goes on from the clusters found: another net is refused
+        model.set_params(hidden_layer_sizes=(50,) if change == "features" else (20,))
+    else:
+        model.set_params(n_clusters=4 if change == "features" else 3)
     with pytest.raises(ValueError, match=r"Training goes on with a model of .*warm_start=False"):
-        model.set_params(n_clusters=4 if change == "features" else 3).fit(X)
+        model.fit(X)
 
 
 def test_partial_fit_refuses_another_number_of_clusters(blobs, small):
@@ -623,7 +684,8 @@ def interrupt_in(monkeypatch, task, epoch):
             raise KeyboardInterrupt
         return False
 
-    monkeypatch.setattr(EarlyStopping, "__call__", press)
+    for stopping in (EarlyStopping, *EarlyStopping.__subclasses__()):  # DeepDPM has one of its own
+        monkeypatch.setattr(stopping, "__call__", press)
 
 
 @pytest.mark.parametrize("n_init", [1, 3])

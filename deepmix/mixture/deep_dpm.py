@@ -15,6 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from deepmix._torch import load_state, state_to_numpy
 from deepmix.base import BaseDeepMixture, Interval, StrOptions
 from deepmix.callbacks import EarlyStopping
 from deepmix.distributions import (
@@ -44,6 +45,9 @@ MAX_EM_EPOCHS, MAX_WAIT = 15, 3
 MAX_ROUNDS = 60
 # Steps between two M-steps of the amortized training, at least: small data have short epochs.
 STEPS_PER_ESTIMATE = 50
+# Numbers that rows make of all clusters at once, in float64: 4 MiB, which is faster than more, and
+# as much for 300 clusters as for three.
+PRODUCTS = 2**19
 
 # --- Losses ----------------------------------------------------------------------------
 
@@ -93,6 +97,22 @@ def subclustering_loss(x, resp, means, weight):
     return weight @ (resp * (x[:, None] - means).square().sum(dim=2)).sum(dim=1)
 
 
+# --- Pieces of batches -----------------------------------------------------------------
+
+
+def piece(means):
+    """Rows whose products with all clusters are `PRODUCTS` numbers."""
+    return max(16, PRODUCTS // means.numel())
+
+
+def in_pieces(function, means, *batches):
+    """Apply a function of rows to a batch, piece by piece."""
+    parts = list(zip(*(batch.split(piece(means)) for batch in batches), strict=True))
+    if len(parts) == 1:
+        return function(*parts[0])
+    return torch.cat([function(*part) for part in parts])
+
+
 # --- Network ---------------------------------------------------------------------------
 
 
@@ -134,6 +154,9 @@ class GaussianMixtureHead(nn.Module):
 
     def log_joint(self, x):
         """Log of weight times density: (B, d) -> (B, K)."""
+        return in_pieces(self._log_joint, self.means, x)
+
+    def _log_joint(self, x):
         n_clusters, n_features = self.means.shape
         if self.whiten.dim() == 3:
             z = (x @ self.whiten.permute(1, 0, 2).flatten(1)).view(-1, n_clusters, n_features)
@@ -167,6 +190,10 @@ class DPMNetwork(nn.Module):
         """Log-responsibilities of scaled rows: (B, d) -> (B, K)."""
         logits = self.mixture.log_joint(x) if self.net is None else self.net(x)
         return logits.log_softmax(dim=1)
+
+    def labels(self, x):
+        """Most responsible clusters of scaled rows, a few rows at once."""
+        return in_pieces(lambda part: self.log_resp(part).argmax(dim=1), self.mixture.means, x)
 
     def resp(self, x):
         """Responsibilities of rows in the units of the data."""
@@ -267,11 +294,17 @@ class PartitionObjective(Objective):
     def inherit(self, origin):
         self.network.inherit(origin)
 
+    def subnets_state(self):
+        """What a later fit goes on with beside the network: dict of ndarray, or None."""
+        return None
+
     def next_partition(self, cuts=None):
-        """Propose changes; whether any was accepted."""
+        """Propose changes; whether the clusters are others now."""
+        if self.finished:
+            return False
         if self.n_rounds >= MAX_ROUNDS:
             self.restore()
-            return False
+            return True
         self.keep_best()
         origin = self.partition.change(self.epoch, cuts)
         if origin is None:
@@ -296,8 +329,9 @@ class PartitionObjective(Objective):
         part = self.partition
         _, part.labels, part.n_clusters, mixture, net = self.best
         part.weights, part.means, part.covariances = mixture
+        # Outputs in the right number, whose weights are then the kept ones; new subnets.
+        self.inherit(torch.zeros(part.n_clusters, dtype=torch.long))
         if net is not None:
-            self.network.inherit(torch.zeros(part.n_clusters, dtype=torch.long))
             self.network.net.load_state_dict(net)
         self.publish()
         self.finished = True
@@ -306,9 +340,7 @@ class PartitionObjective(Objective):
     def finish(self):
         """Leave no cluster that no row belongs to."""
         part, dtype = self.partition, self.network.mixture.means.dtype
-        part.labels = part.data.map(
-            lambda x, rows: self.network.log_resp(x.to(dtype)).argmax(dim=1)
-        )
+        part.labels = part.data.map(lambda x, rows: self.network.labels(x.to(dtype)))
         origin = part.drop_empty()
         if origin is not None:
             self.inherit(origin)
@@ -341,14 +373,18 @@ class MixtureObjective(PartitionObjective):
         self._head.set(part.weights, part.means, part.covariances)
 
     def step(self, batch, index, weight):
-        x = self.network.scaler(batch).double()
+        x, weight = self.network.scaler(batch).double(), weight.double()
+        log_density = in_pieces(self._e_step, self._head.means, x, weight, index)
+        return {"negative_log_likelihood": -(weight @ log_density)}, ()
+
+    def _e_step(self, x, weight, index):
         log_joint = self._head.log_joint(x)
         log_density = torch.logsumexp(log_joint, dim=1)
-        resp = (log_joint - log_density[:, None]).exp() * weight.double()[:, None]
+        resp = (log_joint - log_density[:, None]).exp() * weight[:, None]
         self._labels[index] = log_joint.argmax(dim=1)
         sums = soft_statistics(x, resp, self.partition.prior.covariance_type)
         self._sums = sums if self._sums is None else self._sums + sums
-        return {"negative_log_likelihood": -(weight.double() @ log_density)}, ()
+        return log_density
 
     def end_of_epoch(self):
         part = self.partition
@@ -358,7 +394,9 @@ class MixtureObjective(PartitionObjective):
         part.estimate(self._sums)
         part.drop_empty()
         self.publish()
-        if moved <= self.tol or self._since >= MAX_EM_EPOCHS:
+        # Labels that a fit begins with are those of its first E-step if it goes on from a mixture.
+        known = self.epoch > 0 or not part.resumed
+        if (known and moved <= self.tol) or self._since >= MAX_EM_EPOCHS:
             self.next_partition()
             self._since = 0
         return False
@@ -430,17 +468,23 @@ class AmortizedObjective(PartitionObjective):
     def estimate(self):
         """M-step under the net's responsibilities; the labels and halves of every row."""
         part, dtype = self.partition, self.network.mixture.means.dtype
-        labels, sides, sums = [], [], []
-        for rows, x in part.data.chunks():
+        labels, sides, total = [], [], None
+        pieces = (
+            pair
+            for rows, x in part.data.chunks()
+            for pair in zip(*(v.split(piece(part.means)) for v in (x, part.data.weight[rows])))
+        )
+        for x, weight in pieces:
             log_resp = self.network.log_resp(x.to(dtype))
-            resp = log_resp.double().exp() * part.data.weight[rows][:, None]
-            sums.append(soft_statistics(x, resp, part.prior.covariance_type))
+            resp = log_resp.double().exp() * weight[:, None]
+            sums = soft_statistics(x, resp, part.prior.covariance_type)
+            total = sums if total is None else total + sums
             labels.append(log_resp.argmax(dim=1))
             sides.append(self.subnets.log_resp(x.to(dtype), labels[-1]).argmax(dim=1))
         labels = torch.cat(labels)
         moved = (labels != part.labels).double() @ part.data.weight / part.data.total_weight
         part.labels = labels
-        part.estimate(add(sums))
+        part.estimate(total)
         self.publish()
         return torch.cat(sides), float(moved)
 
@@ -473,6 +517,9 @@ class AmortizedObjective(PartitionObjective):
             for own, old in zip(new.parameters(), self.subnets.parameters(), strict=True):
                 own[kept] = old[origin[kept]]
         self.subnets = new
+
+    def subnets_state(self):
+        return state_to_numpy(self.subnets)
 
 
 # --- Estimator -------------------------------------------------------------------------
@@ -525,6 +572,9 @@ class DeepDPM(BaseDeepMixture):
         Gradient steps between two rounds of proposals, at least.
     freeze : int, default=100
         Gradient steps after an accepted proposal before the mixture is estimated again.
+    n_init : int, default=1
+        Restarts, one after another: the partition of highest posterior is kept. Where nothing is
+        random, by EM from one cluster, there is one.
     max_iter : int, default=2000
         Epochs, at most.
     batch_size : int or 'auto', default='auto'
@@ -534,7 +584,11 @@ class DeepDPM(BaseDeepMixture):
     subcluster_learning_rate : float, default=5e-3
         Step size of the subclustering nets.
     tol : float, default=1e-3
-        Proposals are made when no larger share of the rows has changed cluster.
+        Proposals are made when no larger share of the rows has changed cluster. 0 trains for
+        ``max_iter`` epochs, whether proposals are left or not.
+    warm_start : bool, default=False
+        Whether `fit` goes on from the last solution: from its clusters, scaling and nets, whatever
+        ``n_clusters_init`` is.
     device : str or torch.device, default='auto'
         Where to compute.
     dtype : {'float32', 'float64', 'auto'}, default='float32'
@@ -599,7 +653,7 @@ class DeepDPM(BaseDeepMixture):
             name: BaseDeepMixture._parameter_constraints[name]
             for name in (
                 *("max_iter", "batch_size", "learning_rate_init", "tol", "device", "dtype"),
-                *("random_state", "verbose"),
+                *("n_init", "warm_start", "random_state", "verbose"),
             )
         },
         "n_clusters_init": [Interval(Integral, 1, None, closed="left")],
@@ -643,11 +697,13 @@ class DeepDPM(BaseDeepMixture):
         hidden_layer_sizes=(50,),
         split_merge_every=300,
         freeze=100,
+        n_init=1,
         max_iter=2000,
         batch_size="auto",
         learning_rate_init=2e-3,
         subcluster_learning_rate=5e-3,
         tol=1e-3,
+        warm_start=False,
         device="auto",
         dtype="float32",
         random_state=None,
@@ -667,11 +723,13 @@ class DeepDPM(BaseDeepMixture):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.split_merge_every = split_merge_every
         self.freeze = freeze
+        self.n_init = n_init
         self.max_iter = max_iter
         self.batch_size = batch_size
         self.learning_rate_init = learning_rate_init
         self.subcluster_learning_rate = subcluster_learning_rate
         self.tol = tol
+        self.warm_start = warm_start
         self.device = device
         self.dtype = dtype
         self.random_state = random_state
@@ -757,10 +815,21 @@ class DeepDPM(BaseDeepMixture):
         return self.n_clusters_
 
     def _n_restarts(self):
-        return 1
+        random = self.amortized or self.stochastic or self.n_clusters_init > 1
+        return super()._n_restarts() if random else 1
 
-    def _continues(self):
-        return False
+    def _row_width(self, n_features):
+        return n_features * self._arguments["n_clusters"]
+
+    def _check_continuation(self, rows):
+        super()._check_continuation(rows)
+        for name, before in self._continued.items():
+            now = getattr(self, name)
+            if now != before:
+                raise ValueError(
+                    f"Training goes on with a model of {name}={before!r}; got {name}={now!r}. "
+                    "Call fit with warm_start=False to start anew."
+                )
 
     def _training_dtype(self, X):
         # Without nets nothing is gained by fewer digits.
@@ -783,11 +852,14 @@ class DeepDPM(BaseDeepMixture):
     def _network_arguments(self, n_features):
         return {
             "n_features": n_features,
-            "n_clusters": self.n_clusters_init,
+            "n_clusters": self._n_clusters_to_begin_with(),
             "hidden_layer_sizes": tuple(self.hidden_layer_sizes) if self.amortized else None,
             "full": self.covariance_type == "full",
             "normalize": self.scaling == "normalize",
         }
+
+    def _n_clusters_to_begin_with(self):
+        return self._arguments["n_clusters"] if self._continues() else self.n_clusters_init
 
     def _fitted_arguments(self, network, rows):
         arguments = self._network_arguments(rows.n_features)
@@ -808,7 +880,11 @@ class DeepDPM(BaseDeepMixture):
         splitter = Splitter(data, prior, float(np.log(self.concentration)))
         draws = generator if self.stochastic else None
         partition = Partition(data, prior, splitter, self.max_clusters, self.check_unions, draws)
-        partition.start(self._initial_labels(data, network, rows, random_state))
+        if self._continues():
+            labels = data.map(lambda x, part: network.labels(x.to(rows.dtype)))
+            partition.resume(labels, *mixture_to_scaled(self, network))
+        else:
+            partition.start(self._initial_labels(data, network, rows, random_state))
         objective = self._objective(network, partition, generator)
         options = {"generator": generator if self.amortized else None}
         if not self.amortized:
@@ -820,10 +896,12 @@ class DeepDPM(BaseDeepMixture):
             reports,
             max_iter=self.max_iter,
             may_stop=False,
-            callbacks=[_Settled(objective)],
+            callbacks=[_Settled(objective)] if self.tol > 0 else [],
             **options,
         )
         objective.finish()
+        network.log_posterior = partition.score()
+        network.subnets_state = objective.subnets_state()
         network.proposals = np.array(partition.proposals, dtype=PROPOSAL)
         network.n_clusters = np.array(objective.n_clusters[: history.n_iter], dtype=int)
         return history
@@ -831,14 +909,18 @@ class DeepDPM(BaseDeepMixture):
     def _objective(self, network, partition, generator):
         if not self.amortized:
             return MixtureObjective(network, partition, self.tol)
-        network.inherit(torch.arange(partition.n_clusters) % self.n_clusters_init)
         like = network.mixture.means
         subnets = SubclusteringNets(like.shape[1], partition.n_clusters, self.hidden_layer_sizes[0])
+        subnets.draw(generator)
+        if self._continues():
+            load_state(subnets, self._subnets_state)
+        else:
+            network.inherit(torch.arange(partition.n_clusters) % self.n_clusters_init)
         return AmortizedObjective(
             network,
             partition,
             self.tol,
-            subnets=subnets.draw(generator).to(like),
+            subnets=subnets.to(like),
             generator=generator,
             split_merge_every=self.split_merge_every,
             freeze=self.freeze,
@@ -892,7 +974,7 @@ class DeepDPM(BaseDeepMixture):
 
     def _criterion(self, network, rows):
         values = torch.stack([v.sum() for v in network.mixture.exact])
-        return 0.0 if torch.isfinite(values).all() else np.inf
+        return -network.log_posterior if torch.isfinite(values).all() else np.inf
 
     def _fitted_attributes(self, network, rows, restart=0):
         attributes = super()._fitted_attributes(network, rows, restart)
@@ -902,6 +984,8 @@ class DeepDPM(BaseDeepMixture):
         super()._set_fitted(network, history, restart, rows, X)
         self.history_["n_clusters"] = network.n_clusters
         self.proposals_ = network.proposals
+        self._subnets_state = network.subnets_state
+        self._continued = {name: getattr(self, name) for name in ("covariance_type", "scaling")}
 
     def _concerns(self, history):
         ended = self.converged_ or history.interrupted or history.stopped
@@ -951,3 +1035,20 @@ def mixture_attributes(network):
         "cluster_centers_": means.copy(),
         "covariances_": covariances,
     }
+
+
+def mixture_to_scaled(model, network):
+    """Weights, means and covariances of a fitted model, scaled: the inverse of the above."""
+    like, scaler = network.mixture.means, network.scaler
+    scale, shift = (v.double() for v in (scaler.scale, scaler.mean))
+    weights, means, covariances = (
+        torch.tensor(np.asarray(v), dtype=torch.float64, device=like.device)
+        for v in (model.weights_, model.means_, model.covariances_)
+    )
+    if covariances.dim() == 3:
+        covariances = covariances / scale[:, None] / scale
+    else:
+        covariances = covariances / scale.square()
+        if model.covariance_type == "spherical":
+            covariances = covariances.mean(dim=1)
+    return weights, (means - shift) / scale, covariances

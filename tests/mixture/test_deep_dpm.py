@@ -101,6 +101,30 @@ def test_the_heads_joint_density_is_that_of_scipy(covariance_type):
     np.testing.assert_allclose(head.log_joint(torch.tensor(x)), np.transpose(expected), rtol=1e-9)
 
 
+def test_pieces_of_a_batch_give_what_the_batch_gives(five, monkeypatch):
+    n_features, draw = 3, np.random.default_rng(2)
+    means = torch.tensor(draw.normal(size=(4, n_features)))
+    covariances = torch.eye(n_features, dtype=torch.float64).expand(4, -1, -1)
+    head = GaussianMixtureHead(n_features, 4).double()
+    head.set(torch.full((4,), 0.25, dtype=torch.float64), means, covariances)
+    x = torch.tensor(draw.normal(size=(100, n_features)))
+    whole = head.log_joint(x)
+    models = [DeepDPM(3, amortized=a, max_iter=20, tol=0, random_state=0) for a in (True, False)]
+    fits = [clone(model).fit(five[0]) for model in models]
+    monkeypatch.setattr("deepmix.mixture.deep_dpm.PRODUCTS", 1)
+    torch.testing.assert_close(head.log_joint(x), whole)
+    for model, fit in zip(models, fits):
+        np.testing.assert_allclose(model.fit(five[0]).means_, fit.means_, rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(model.labels_, fit.labels_)
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-20])
+def test_rows_of_any_size_are_normalised_in_float32(scale):
+    x = torch.tensor([[3.0, -4.0], [0.0, 0.0]])
+    expected = torch.tensor([[0.6, -0.8], [0.0, 0.0]])
+    torch.testing.assert_close(FeatureScaler(2, normalize=True)(scale * x), expected)
+
+
 def test_each_row_goes_through_the_subclustering_net_of_its_cluster():
     nets = SubclusteringNets(3, 4, 6).draw(generator()).double()
     torch.nn.init.normal_(nets.hidden_bias, generator=generator())
@@ -315,6 +339,90 @@ def test_sparse_rows_are_dense_rows(amortized, five):
     dense, sparse = DeepDPM(**options).fit(X), DeepDPM(**options).fit(sp.csr_array(X))
     assert dense.n_clusters_ == sparse.n_clusters_
     np.testing.assert_allclose(sparse.means_, dense.means_, rtol=1e-5, atol=1e-5)
+
+
+# --- Going on, starting again ---
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "diag", "spherical"])
+@pytest.mark.parametrize("scaling", ["standard", "normalize", None])
+def test_em_in_two_fits_is_em_in_one(covariance_type, scaling, overlapping, monkeypatch):
+    X, _ = overlapping
+    monkeypatch.setattr(PartitionObjective, "next_partition", lambda objective: False)
+    options = {"covariance_type": covariance_type, "scaling": scaling, "random_state": 0}
+    model = DeepDPM(5, amortized=False, max_iter=3, tol=0, warm_start=True, **options).fit(X)
+    twice = pickle.loads(pickle.dumps(model)).fit(X)
+    once = clone(model).set_params(max_iter=6).fit(X)
+    assert np.any(model.means_ != once.means_)
+    for name in ("weights_", "means_", "covariances_"):
+        np.testing.assert_allclose(getattr(twice, name), getattr(once, name), rtol=1e-6, atol=1e-8)
+
+
+@BOTH
+def test_warm_start_finds_the_clusters_of_new_rows(amortized, five):
+    X, y = five
+    model = DeepDPM(amortized=amortized, warm_start=True, random_state=0).fit(X[y < 3])
+    assert model.n_clusters_ == 3
+    model.fit(X)
+    assert model.n_clusters_ == 5
+    assert adjusted_rand_score(y, model.labels_) > 0.98
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(X[(y == 1) | (y == 4)])  # most clusters are left without a row
+    assert model.n_clusters_ == 2
+
+
+def test_warm_start_goes_on_with_the_subclustering_nets(five):
+    X, _ = five
+    model = DeepDPM(4, warm_start=True, max_iter=20, tol=0, random_state=0).fit(X)
+    before = model._subnets_state
+    assert len(before["output_bias"]) == model.n_clusters_
+    model.set_params(max_iter=0).fit(X)
+    for name, value in model._subnets_state.items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("covariance_type", "diag"), ("scaling", None), ("amortized", False)]
+)
+def test_warm_start_refuses_another_kind_of_mixture(name, value, five):
+    model = DeepDPM(4, warm_start=True, max_iter=1, tol=0, random_state=0).fit(five[0])
+    with pytest.raises(ValueError, match=r"Training goes on with a model of .*warm_start=False"):
+        model.set_params(**{name: value}).fit(five[0])
+
+
+def test_of_several_restarts_the_partition_of_highest_posterior_is_kept(overlapping, monkeypatch):
+    X, _ = overlapping
+    found, whole = [], DeepDPM._criterion
+
+    def criterion(model, network, rows):
+        found.append((whole(model, network, rows), len(network.mixture.means)))
+        return found[-1][0]
+
+    monkeypatch.setattr(DeepDPM, "_criterion", criterion)
+    options = {"amortized": False, "check_unions": False, "random_state": 0}
+    model = DeepDPM(8, n_init=6, **options).fit(X)
+    assert len(found) == 6
+    assert len({score for score, _ in found}) > 1
+    assert model.n_clusters_ == min(found)[1]
+    found.clear()
+    DeepDPM(n_init=6, **options).fit(X)
+    assert len(found) == 1  # nothing is random
+
+
+@BOTH
+def test_after_the_last_round_the_best_partition_is_taken(amortized, five, monkeypatch):
+    X, _ = five
+    monkeypatch.setattr("deepmix.mixture.deep_dpm.MAX_ROUNDS", 1)
+    for tol in (1e-3, 0):
+        model = DeepDPM(12, amortized=amortized, tol=tol, max_iter=100, random_state=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(X)
+        assert not model.converged_
+        assert (model.n_iter_ == 100) == (tol == 0)
+        assert len(model.weights_) == model.n_clusters_
+        np.testing.assert_array_equal(model.labels_, model.predict(X))
 
 
 # --- As other estimators ---

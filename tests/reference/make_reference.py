@@ -52,7 +52,7 @@ FITS = {
         },
     ),
     "DeepDPM": (DeepDPM, {"split_merge_every": 30, "freeze": 10, "max_iter": 40}),
-    "DeepDPM, EM": (DeepDPM, {"amortized": False, "max_iter": 20}),
+    "DeepDPM, EM": (DeepDPM, {"amortized": False, "max_iter": 4}),
 }
 
 
