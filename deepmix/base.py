@@ -343,6 +343,14 @@ class BaseDeepMixture(
         """Numbers that the network makes of a row at most, for the size of batches."""
         return n_features
 
+    def _draw(self, n_samples, n_dimensions):
+        """Labels by ``weights_`` and standard normal noise, for `sample`."""
+        if not isinstance(n_samples, Integral) or n_samples < 1:
+            raise ValueError(f"n_samples must be an integer >= 1; got {n_samples!r}.")
+        random_state = check_random_state(self.random_state)
+        labels = random_state.choice(self.n_clusters_, size=n_samples, p=self.weights_)
+        return labels, random_state.standard_normal((n_samples, n_dimensions))
+
     def _prediction_device(self):
         try:
             return resolve_device(self.device)

@@ -1,11 +1,11 @@
 """Models whose clusters have a centre in data space, and the density that this defines."""
 
 import math
-from numbers import Integral, Real
+from numbers import Real
 
 import numpy as np
 import torch
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
 from deepmix._torch import Rows, apply_batchwise, sum_batchwise, to_host
@@ -77,14 +77,6 @@ class CenterMixture(BaseDeepMixture):
                     f"one for each cluster; got {self.concentration!r}. Give one number to treat "
                     "all clusters alike, or 'auto'."
                 )
-
-    def _draw(self, n_samples, n_dimensions):
-        """Labels by ``weights_`` and standard normal noise, for `sample`."""
-        if not isinstance(n_samples, Integral) or n_samples < 1:
-            raise ValueError(f"n_samples must be an integer >= 1; got {n_samples!r}.")
-        random_state = check_random_state(self.random_state)
-        labels = random_state.choice(self.n_clusters_, size=n_samples, p=self.weights_)
-        return labels, random_state.standard_normal((n_samples, n_dimensions))
 
     def _minimize_and_average(self, objective, network, rows, reports, **options):
         """The main stage, and the averaging epoch after it if ``averaging`` asks for one."""

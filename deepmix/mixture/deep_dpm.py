@@ -11,7 +11,6 @@ from numbers import Integral, Real
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
@@ -798,11 +797,7 @@ class DeepDPM(BaseDeepMixture):
             Cluster that each row was drawn from.
         """
         check_is_fitted(self)
-        if not isinstance(n_samples, Integral) or n_samples < 1:
-            raise ValueError(f"n_samples must be an integer >= 1; got {n_samples!r}.")
-        random_state = check_random_state(self.random_state)
-        labels = random_state.choice(self.n_clusters_, size=n_samples, p=self.weights_)
-        noise = random_state.standard_normal((n_samples, self.n_features_in_))
+        labels, noise = self._draw(n_samples, self.n_features_in_)
         if self.covariances_.ndim == 3:
             factor = np.linalg.cholesky(self.covariances_)[labels]
             return self.means_[labels] + np.einsum("nij,nj->ni", factor, noise), labels
