@@ -22,7 +22,7 @@ from deepmix.distributions import (
     soft_statistics,
 )
 from deepmix.initialization import initial_centers, sample_rows
-from deepmix.networks import MLP, FeatureScaler, build_on_meta, materialize
+from deepmix.networks import MLP, FeatureScaler, build_on_meta, check_layer_sizes, materialize
 from deepmix.split_merge import (
     CHUNK,
     PROPOSAL,
@@ -832,10 +832,10 @@ class DeepDPM(BaseDeepMixture):
 
     def _check_parameters(self):
         super()._check_parameters()
-        sizes = tuple(self.hidden_layer_sizes)
-        if not sizes or not all(isinstance(size, Integral) and size >= 1 for size in sizes):
+        check_layer_sizes(self.hidden_layer_sizes)
+        if len(self.hidden_layer_sizes) == 0:
             raise ValueError(
-                f"hidden_layer_sizes must hold one or more integers >= 1; got "
+                "hidden_layer_sizes must hold one or more integers >= 1; got "
                 f"{self.hidden_layer_sizes!r}. (50,) is the paper's."
             )
         if self.max_clusters is not None and self.max_clusters < self.n_clusters_init:
