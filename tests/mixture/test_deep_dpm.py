@@ -19,7 +19,7 @@ from sklearn.model_selection import GridSearchCV, KFold
 
 from deepmix import DeepDPM
 from deepmix._torch import Rows
-from deepmix.mixture.deep_dpm import (
+from deepmix.mixture.dirichlet_process_mixture import (
     DPMNetwork,
     GaussianMixtureHead,
     PartitionObjective,
@@ -111,7 +111,7 @@ def test_pieces_of_a_batch_give_what_the_batch_gives(five, monkeypatch):
     whole = head.log_joint(x)
     models = [DeepDPM(3, amortized=a, max_iter=20, tol=0, random_state=0) for a in (True, False)]
     fits = [clone(model).fit(five[0]) for model in models]
-    monkeypatch.setattr("deepmix.mixture.deep_dpm.PRODUCTS", 1)
+    monkeypatch.setattr("deepmix.mixture.dirichlet_process_mixture.PRODUCTS", 1)
     torch.testing.assert_close(head.log_joint(x), whole)
     for model, fit in zip(models, fits):
         np.testing.assert_allclose(model.fit(five[0]).means_, fit.means_, rtol=1e-4, atol=1e-6)
@@ -413,7 +413,7 @@ def test_of_several_restarts_the_partition_of_highest_posterior_is_kept(overlapp
 @BOTH
 def test_after_the_last_round_the_best_partition_is_taken(amortized, five, monkeypatch):
     X, _ = five
-    monkeypatch.setattr("deepmix.mixture.deep_dpm.MAX_ROUNDS", 1)
+    monkeypatch.setattr("deepmix.mixture.dirichlet_process_mixture.MAX_ROUNDS", 1)
     for tol in (1e-3, 0):
         model = DeepDPM(12, amortized=amortized, tol=tol, max_iter=100, random_state=0)
         with warnings.catch_warnings():
