@@ -19,7 +19,7 @@ from deepmix._torch import (
     resolve_device,
     to_host,
 )
-from deepmix.distributions import fit_gaussian_mixture
+from deepmix.gaussian_mixture import fit_gaussian_mixture
 from deepmix.losses import squared_error
 from deepmix.networks import Autoencoder, check_shapes, is_meta, make_coder, materialize, trainable
 from deepmix.training import Objective, Phase, minimize
@@ -182,9 +182,10 @@ def best_mixture(X, n_clusters, random_state, sample_weight=None, n_init=5):
         centers = initial_centers("k-means", X, n_clusters, random_state, sample_weight)
         nearest = pairwise_distances_argmin(X, centers)
         resp = torch.nn.functional.one_hot(torch.from_numpy(nearest), n_clusters).double()
-        runs.append(fit_gaussian_mixture(x, resp, weight, reg_covar))
-    weights, means, covariances = runs[first_best([-run[2] for run in runs])][0]
-    return means + torch.from_numpy(origin), torch.einsum("k,kij->ij", weights, covariances)
+        runs.append(fit_gaussian_mixture(x, resp, weight, reg_covar=reg_covar))
+    best = runs[first_best([-float(run.lower_bound) for run in runs])].parameters
+    within = torch.einsum("k,kij->ij", best.weights, best.covariances)
+    return best.means + torch.from_numpy(origin), within
 
 
 # --- Autoencoders ----------------------------------------------------------------------

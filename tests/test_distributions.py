@@ -5,14 +5,11 @@ import pytest
 import torch
 from scipy import integrate, stats
 from scipy.special import logsumexp
-from sklearn.mixture import GaussianMixture
 
 from deepmix.distributions import (
     DirichletPrior,
     GaussianStatistics,
     NormalInverseWishart,
-    estimate_gaussians,
-    fit_gaussian_mixture,
     gaussian_log_density,
     hard_statistics,
     log_mean_resp,
@@ -111,63 +108,6 @@ def test_full_density_of_spheres_is_the_spherical_one():
         rtol=RTOL,
         atol=0,
     )
-
-
-def test_the_m_step_is_weighted_means_and_covariances():
-    X, _, _ = example()
-    resp = random_log_resp(20, 1, 3)[:, 0].exp().numpy() * np.arange(1, 21)[:, None]
-    weights, means, covariances = estimate_gaussians(torch.tensor(X), torch.tensor(resp), 0.01)
-    np.testing.assert_allclose(weights, resp.sum(axis=0) / resp.sum(), rtol=RTOL)
-    for k in range(3):
-        np.testing.assert_allclose(means[k], np.average(X, axis=0, weights=resp[:, k]), rtol=RTOL)
-        expected = np.cov(X.T, aweights=resp[:, k], ddof=0) + 0.01 * np.eye(4)
-        np.testing.assert_allclose(covariances[k], expected, rtol=1e-9, atol=1e-12)
-
-
-def em(X, resp, weight=None, **options):
-    weight = None if weight is None else torch.tensor(weight)
-    return fit_gaussian_mixture(torch.tensor(X), torch.tensor(resp), weight, **options)
-
-
-def test_em_is_that_of_scikit_learn_from_the_same_start(overlapping):
-    X = overlapping[0] - overlapping[0].mean(axis=0)
-    start = np.random.default_rng(0).dirichlet(np.full(4, 0.1), len(X))
-    means = (start.T @ X) / start.sum(axis=0)[:, None]
-    options = {"max_iter": 500, "tol": 1e-10, "reg_covar": 1e-6}
-    first = [np.cov(X.T, aweights=r, ddof=0) + 1e-6 * np.eye(4) for r in start.T]
-    mixture = GaussianMixture(
-        4,
-        means_init=means,
-        weights_init=start.mean(axis=0),
-        precisions_init=np.linalg.inv(first),
-        **options,
-    ).fit(X)
-    (weights, means, covariances), log_resp, log_likelihood = em(X, start, **options)
-    np.testing.assert_allclose(weights, mixture.weights_, rtol=1e-3)
-    np.testing.assert_allclose(means, mixture.means_, rtol=1e-2, atol=1e-2)
-    np.testing.assert_allclose(covariances, mixture.covariances_, rtol=2e-2, atol=2e-2)
-    assert float(log_likelihood) == pytest.approx(mixture.score(X), abs=1e-5)
-    np.testing.assert_allclose(log_resp.exp(), mixture.predict_proba(X), atol=1e-2)
-
-
-def test_the_likelihood_of_em_never_falls(overlapping):
-    X = overlapping[0]
-    start = np.random.default_rng(0).dirichlet(np.ones(4), len(X))
-    options = {"tol": 0.0, "reg_covar": 0.0}
-    curve = [float(em(X, start, max_iter=i, **options)[2]) for i in range(1, 20)]
-    assert np.all(np.diff(curve) > -1e-10)
-
-
-def test_weights_in_em_are_repetitions(overlapping):
-    X = overlapping[0]
-    weight = (np.arange(len(X)) % 3).astype(float)
-    start = np.random.default_rng(0).dirichlet(np.ones(4), len(X))
-    times = weight.astype(int)
-    weighted, _, first = em(X, start, weight)
-    repeated, _, second = em(np.repeat(X, times, axis=0), np.repeat(start, times, axis=0))
-    assert float(first) == pytest.approx(float(second), rel=1e-9)
-    for a, b in zip(weighted, repeated):
-        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
 
 
 # --- Dirichlet prior ---

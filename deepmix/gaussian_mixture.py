@@ -1,0 +1,554 @@
+r"""Mixtures of Gaussians on tensors: densities, EM, and starts of EM.
+
+The one mixture of the package. Parameters may have a leading axis of restarts, which EM runs side
+by side: to a density, the clusters of all restarts are but more clusters. Rows pass in pieces, so
+that memory does not grow with them.
+
+References
+----------
+.. [1] A. P. Dempster, N. M. Laird, D. B. Rubin, "Maximum likelihood from incomplete data via the
+   EM algorithm", JRSS B 39, 1977.
+.. [2] G. Celeux, G. Govaert, "A classification EM algorithm for clustering and two stochastic
+   versions", Computational Statistics & Data Analysis 14, 1992.
+.. [3] D. Arthur, S. Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from deepmix.distributions import (
+    GaussianStatistics,
+    gaussian_log_density,
+    soft_statistics,
+    squared_distances,
+)
+
+# Numbers in a piece of rows, times clusters, times features: 2 MiB in float64, so that what is
+# made of a piece stays in the cache.
+PIECE = 2**18
+# Numbers in the distances of k-means++ that are held at once: 32 MiB in float64.
+CANDIDATES = 2**22
+
+# The statistics that each type of covariance needs, and whether the clusters share it.
+COVARIANCE_TYPES = {
+    "full": ("full", False),
+    "tied": ("full", True),
+    "diag": ("diag", False),
+    "spherical": ("spherical", False),
+    "tied_spherical": ("spherical", True),
+}
+
+# --- Parameters ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MixtureParameters:
+    r"""Parameters of a mixture of Gaussians, or of several side by side.
+
+    .. math:: p(x) = \sum_k \pi_k \, \mathcal N(x \mid \mu_k, \Sigma_k)
+
+    Attributes
+    ----------
+    weights : Tensor of shape (..., K)
+    means : Tensor of shape (..., K, d)
+    covariances : Tensor
+        Of shape (..., K, d, d) if 'full', (..., d, d) if 'tied', (..., K, d) if 'diag',
+        (..., K) if 'spherical', (...) if 'tied_spherical': one variance for all.
+    covariance_type : {'full', 'tied', 'diag', 'spherical', 'tied_spherical'}
+    """
+
+    weights: torch.Tensor
+    means: torch.Tensor
+    covariances: torch.Tensor
+    covariance_type: str = "full"
+
+    def map(self, function):
+        """The same of other tensors: ``function`` of each of the three."""
+        tensors = (self.weights, self.means, self.covariances)
+        return MixtureParameters(*(function(value) for value in tensors), self.covariance_type)
+
+    def take(self, index):
+        """Mixtures by number, along the first axis."""
+        return self.map(lambda value: value[index])
+
+    def put(self, index, other):
+        """A copy in which the mixtures ``index`` are those of ``other``."""
+        pairs = zip(
+            (self.weights, self.means, self.covariances),
+            (other.weights, other.means, other.covariances),
+            strict=True,
+        )
+        tensors = (value.index_copy(0, index, new) for value, new in pairs)
+        return MixtureParameters(*tensors, self.covariance_type)
+
+
+def full_covariances(parameters):
+    """Covariances of whatever type as matrices: Tensor of shape (..., K, d, d)."""
+    *lead, n_clusters, n_features = parameters.means.shape
+    values = parameters.covariances
+    kind, tied = COVARIANCE_TYPES[parameters.covariance_type]
+    values = values.unsqueeze(len(lead)) if tied else values
+    if kind == "spherical":
+        values = values[..., None].expand(*values.shape, n_features)
+    values = values if kind == "full" else torch.diag_embed(values)
+    return values.expand(*lead, n_clusters, n_features, n_features)
+
+
+# --- Densities -------------------------------------------------------------------------
+
+
+def log_joint(x, parameters):
+    r"""Log of the joint density of row and cluster.
+
+    .. math:: \log \pi_k + \log \mathcal N(x_i \mid \mu_k, \Sigma_k)
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, d)
+    parameters : MixtureParameters
+
+    Returns
+    -------
+    Tensor of shape (n, ..., K)
+    """
+    means, covariances = parameters.means, parameters.covariances
+    *lead, n_features = means.shape
+    if COVARIANCE_TYPES[parameters.covariance_type][1]:
+        log_density = _tied_log_density(x, means, covariances)
+    else:
+        covariances = covariances.reshape(-1, *covariances.shape[len(lead) :])
+        log_density = gaussian_log_density(x, means.reshape(-1, n_features), covariances)
+    return log_density.view(-1, *lead) + parameters.weights.log()
+
+
+def _tied_log_density(x, means, covariances):
+    """Of Gaussians that share a covariance: (n, d), (..., K, d) -> (n, ..., K)."""
+    *lead, n_clusters, n_features = means.shape
+    means = means.reshape(-1, n_clusters, n_features)
+    if covariances.dim() == len(lead):
+        deviation = covariances.reshape(-1).sqrt()
+        log_det = 2 * n_features * deviation.log()
+        squared = squared_distances(x, means.flatten(0, 1)).view(len(x), -1, n_clusters)
+        squared = squared / deviation[:, None].square()
+    else:
+        cholesky = torch.linalg.cholesky(covariances.reshape(-1, n_features, n_features))
+        log_det = 2 * cholesky.diagonal(dim1=1, dim2=2).log().sum(dim=1)
+        identity = torch.eye(n_features, dtype=x.dtype, device=x.device).expand_as(cholesky)
+        whiten = torch.linalg.solve_triangular(cholesky, identity, upper=False).mT
+        squared = squared_distances(x @ whiten, means @ whiten).movedim(0, 1)
+    log_density = -0.5 * (n_features * math.log(2 * math.pi) + log_det[:, None] + squared)
+    return log_density.view(-1, *lead, n_clusters)
+
+
+def log_density(x, parameters):
+    r"""Log-density of the mixture.
+
+    .. math:: \log \sum_k \pi_k \, \mathcal N(x_i \mid \mu_k, \Sigma_k)
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, d)
+    parameters : MixtureParameters
+
+    Returns
+    -------
+    Tensor of shape (n, ...)
+    """
+    return torch.logsumexp(log_joint(x, parameters), dim=-1)
+
+
+def log_resp(x, parameters):
+    r"""E-step: log of the responsibilities.
+
+    .. math:: \log \gamma_{ik} = \log \pi_k \mathcal N(x_i \mid \mu_k, \Sigma_k) - \log p(x_i)
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, d)
+    parameters : MixtureParameters
+
+    Returns
+    -------
+    Tensor of shape (n, ..., K)
+    """
+    return log_joint(x, parameters).log_softmax(dim=-1)
+
+
+def sample(parameters, n_samples, generator):
+    """Draw rows from one mixture.
+
+    Parameters
+    ----------
+    parameters : MixtureParameters
+        Without an axis of restarts.
+    n_samples : int
+    generator : torch.Generator
+        On the CPU, so that every device sees the same draws.
+
+    Returns
+    -------
+    x : Tensor of shape (n_samples, d)
+    labels : Tensor of shape (n_samples,)
+    """
+    means = parameters.means
+    labels = torch.multinomial(
+        parameters.weights.double().cpu(), n_samples, replacement=True, generator=generator
+    ).to(means.device)
+    noise = torch.randn(n_samples, means.shape[1], generator=generator, dtype=torch.float64)
+    cholesky = torch.linalg.cholesky(full_covariances(parameters))[labels]
+    return means[labels] + (cholesky @ noise.to(means)[:, :, None]).squeeze(2), labels
+
+
+# --- M-step ----------------------------------------------------------------------------
+
+
+def mixture_statistics(x, resp, covariance_type="full"):
+    """Weighted sums over rows that determine the parameters of a mixture.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, d)
+        Centred, for the sake of its second moments.
+    resp : Tensor of shape (n, ..., K)
+        Times the sample weights, if rows have any.
+    covariance_type : str
+
+    Returns
+    -------
+    GaussianStatistics
+        With the leading axes of ``resp``; ``second`` of the shape of the covariances.
+    """
+    shape, n_features = resp.shape[1:], x.shape[1]
+    kind, tied = COVARIANCE_TYPES[covariance_type]
+    # What clusters share needs no products of features for each of them.
+    sums = soft_statistics(x, resp.flatten(1), "spherical" if tied else kind)
+    second, lead = sums.second, shape
+    if tied:
+        lead = shape[:-1]
+        second = soft_statistics(x, resp.sum(dim=-1).view(len(x), -1), kind).second
+    second = second.view((*lead, *second.shape[1:]))
+    return GaussianStatistics(sums.nk.view(shape), sums.first.view(*shape, n_features), second)
+
+
+def maximize(statistics, covariance_type="full", reg_covar=1e-6, equal_weights=False):
+    r"""M-step: the parameters of highest likelihood, from sums over rows.
+
+    .. math:: \pi_k = \tfrac{n_k}{\sum_l n_l}, \quad
+        \mu_k = \tfrac{1}{n_k} \sum_i \gamma_{ik} x_i, \quad
+        \Sigma_k = \tfrac{1}{n_k} \sum_i \gamma_{ik} x_i x_i^\top - \mu_k \mu_k^\top
+        + \epsilon I
+
+    'tied' takes the mean of these matrices by weight, 'diag' their diagonal, the spherical types
+    the mean of that. An empty cluster goes to the origin, and has nothing but :math:`\epsilon`.
+
+    Parameters
+    ----------
+    statistics : GaussianStatistics
+        Of `mixture_statistics`.
+    covariance_type : str
+    reg_covar : float or Tensor
+        :math:`\epsilon`.
+    equal_weights : bool, default=False
+        All clusters have weight 1/K.
+
+    Returns
+    -------
+    MixtureParameters
+    """
+    kind, tied = COVARIANCE_TYPES[covariance_type]
+    eps = torch.finfo(statistics.nk.dtype).eps
+    nk = statistics.nk + 10 * eps  # an empty cluster divides by it
+    total = nk.sum(dim=-1, keepdim=True)
+    weights = torch.full_like(nk, 1 / nk.shape[-1]) if equal_weights else nk / total
+    means = statistics.first / nk[..., None]
+    square = {"full": _outer, "diag": torch.square, "spherical": _squared_norm}[kind](means)
+    square = square * _like(nk, square)
+    square, divisor = (square.sum(dim=nk.dim() - 1), total[..., 0]) if tied else (square, nk)
+    divisor = _like(divisor, square) * (means.shape[-1] if kind == "spherical" else 1)
+    second = statistics.second / divisor
+    # Beside epsilon, what the difference may lose by rounding.
+    if kind == "full":
+        second.diagonal(dim1=-2, dim2=-1).add_(reg_covar + 100 * eps * _trace(second)[..., None])
+    else:
+        second = second * (1 + 100 * eps) + reg_covar
+    return MixtureParameters(weights, means, second - square / divisor, covariance_type)
+
+
+def _like(value, other):
+    """A view with as many axes as ``other``, ones at the end."""
+    return value[(..., *[None] * (other.dim() - value.dim()))]
+
+
+def _outer(v):
+    return v[..., :, None] * v[..., None, :]
+
+
+def _squared_norm(v):
+    return v.square().sum(dim=-1)
+
+
+def _trace(v):
+    return v.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+
+
+def estimate_gaussians(x, resp, reg_covar=1e-6, covariance_type="full", equal_weights=False):
+    """M-step from rows and responsibilities: `maximize` of `mixture_statistics`.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, d)
+        Centred, for the sake of its second moments.
+    resp : Tensor of shape (n, ..., K)
+        Times the sample weights, if rows have any.
+    reg_covar, covariance_type, equal_weights
+        As in `maximize`.
+
+    Returns
+    -------
+    MixtureParameters
+    """
+    statistics = mixture_statistics(x, resp, covariance_type)
+    return maximize(statistics, covariance_type, reg_covar, equal_weights)
+
+
+# --- EM --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MixtureFit:
+    """What EM ends with; all but the parameters have the shape of the restarts.
+
+    Attributes
+    ----------
+    parameters : MixtureParameters
+    lower_bound : Tensor of shape (...)
+        Mean log-likelihood of the rows, or mean log of the joint density of row and cluster if
+        rows were given to one cluster each: of these parameters.
+    n_iter : Tensor of shape (...)
+        E-steps.
+    converged : Tensor of shape (...)
+    """
+
+    parameters: MixtureParameters
+    lower_bound: torch.Tensor
+    n_iter: torch.Tensor
+    converged: torch.Tensor
+
+    def take(self, index):
+        """Fits by number, along the axis of restarts."""
+        rest = (self.lower_bound, self.n_iter, self.converged)
+        return MixtureFit(self.parameters.take(index), *(value[index] for value in rest))
+
+
+def fit_gaussian_mixture(
+    x,
+    start,
+    weight=None,
+    *,
+    covariance_type="full",
+    hard=False,
+    equal_weights=False,
+    reg_covar=1e-6,
+    max_iter=100,
+    tol=1e-3,
+):
+    r"""EM for a mixture of Gaussians, from one start or from several side by side.
+
+    scikit-learn's `GaussianMixture` takes no sample weights; from the same start this is the
+    same, but for its last M-step, which follows the E-step that it tests for convergence. Hard
+    EM of 'tied_spherical' with equal weights is Lloyd's algorithm of k-means.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, d)
+        Centred, for the sake of its second moments.
+    start : MixtureParameters or Tensor of shape (n, K) or (n, n_restarts, K)
+        Parameters, whose type of covariance then counts, or responsibilities.
+    weight : Tensor of shape (n,) or None
+    covariance_type : {'full', 'tied', 'diag', 'spherical', 'tied_spherical'}, default='full'
+    hard : bool, default=False
+        Give each row to its likeliest cluster: classification EM.
+    equal_weights : bool, default=False
+        All clusters have weight 1/K.
+    reg_covar, max_iter, tol
+        As in `sklearn.mixture.GaussianMixture`.
+
+    Returns
+    -------
+    MixtureFit
+        With an axis of restarts if the start has one.
+    """
+    weight = torch.ones_like(x[:, 0]) if weight is None else weight.to(x)
+    weight = weight / weight.sum()
+    if isinstance(start, MixtureParameters):
+        parameters, covariance_type = start, start.covariance_type
+    else:
+        parts = _pieces(len(x), start[0].numel() * x.shape[1], x.device)
+        parts = (
+            mixture_statistics(x[i], start[i] * _like(weight[i], start), covariance_type)
+            for i in parts
+        )
+        parameters = maximize(_total(parts), covariance_type, reg_covar, equal_weights)
+    single = parameters.weights.dim() == 1
+    parameters = parameters.take(None) if single else parameters
+    options = (covariance_type, reg_covar, equal_weights)
+    fit = _iterate(x, weight, parameters, hard, options, max_iter, tol)
+    return fit.take(0) if single else fit
+
+
+def _iterate(x, weight, parameters, hard, options, max_iter, tol):
+    """EM on a leading axis of restarts, each until it has settled."""
+    n_restarts = len(parameters.weights)
+    bound = torch.full_like(parameters.weights[:, 0], -math.inf)
+    n_iter = torch.zeros(n_restarts, dtype=torch.int64, device=x.device)
+    converged = torch.zeros(n_restarts, dtype=torch.bool, device=x.device)
+    active = torch.arange(n_restarts, device=x.device)
+    for _ in range(max_iter):
+        statistics, now = e_step(x, weight, parameters.take(active), hard)
+        settled = (now - bound[active]).abs() < tol
+        bound[active], converged[active] = now, settled
+        n_iter[active] += 1
+        active = active[~settled]
+        if not len(active):
+            break
+        new = maximize(statistics.take(~settled), *options)
+        parameters = parameters.put(active, new)
+    if len(active):  # the bound is that of the parameters, the last ones too
+        bound[active] = e_step(x, weight, parameters.take(active), hard)[1]
+    return MixtureFit(parameters, bound, n_iter, converged)
+
+
+def e_step(x, weight, parameters, hard=False):
+    """Sums over rows for the next M-step, and the log-likelihood, piece by piece.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, d)
+    weight : Tensor of shape (n,)
+        Of sum one.
+    parameters : MixtureParameters
+    hard : bool, default=False
+
+    Returns
+    -------
+    statistics : GaussianStatistics
+    lower_bound : Tensor of shape (...)
+    """
+    bound = 0.0
+
+    def sums(part):
+        nonlocal bound
+        joint, w = log_joint(x[part], parameters), weight[part]
+        if hard:
+            height, labels = joint.max(dim=-1)
+            resp = torch.zeros_like(joint).scatter_(-1, labels[..., None], 1.0)
+        else:
+            height = torch.logsumexp(joint, dim=-1)
+            resp = (joint - height[..., None]).exp()
+        bound = bound + (w @ height.flatten(1)).view(height.shape[1:])
+        return mixture_statistics(x[part], resp * _like(w, resp), parameters.covariance_type)
+
+    parts = _pieces(len(x), parameters.means.numel(), x.device)
+    return _total(sums(part) for part in parts), bound
+
+
+def _pieces(n, width, device):
+    """Slices of rows: of a width that fits a cache, on the CPU; of a width that fits a memory."""
+    size = max(64, PIECE * (1 if device.type == "cpu" else 64) // width)
+    return (slice(start, start + size) for start in range(0, n, size))
+
+
+def _total(parts):
+    parts = iter(parts)
+    total = next(parts)
+    for part in parts:
+        total = total + part
+    return total
+
+
+# --- Starts ----------------------------------------------------------------------------
+
+
+def plus_plus(x, n_clusters, generator, weight=None, n_init=1):
+    r"""Rows as centres by k-means++, for several restarts side by side.
+
+    The first is drawn by weight, each further one with probability
+
+    .. math:: p_i \propto w_i \min_k \lVert x_i - \mu_k \rVert^2
+
+    a few times, of which the draw that lowers the inertia most is kept, as in scikit-learn.
+    Draws go through the sums of these in the order of the rows: a row of weight two is the same
+    as a row that is there twice.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, d)
+    n_clusters : int
+    generator : torch.Generator
+        On the CPU, so that every device sees the same draws.
+    weight : Tensor of shape (n,) or None
+    n_init : int, default=1
+
+    Returns
+    -------
+    Tensor of shape (n_init, n_clusters, d)
+    """
+    weight = torch.ones_like(x[:, 0]) if weight is None else weight.to(x)
+    n_trials = 2 + int(math.log(n_clusters))
+    shape = (n_init, n_clusters, n_trials)
+    draws = torch.rand(shape, generator=generator, dtype=torch.float64).to(x)
+    at_once = max(1, CANDIDATES // (len(x) * n_trials))
+    return torch.cat([_seed(x, weight, part) for part in draws.split(at_once)])
+
+
+def _seed(x, weight, draws):
+    """k-means++ from uniform draws of shape (R, K, n_trials) -> (R, K, d)."""
+    restarts = torch.arange(len(draws), device=x.device)
+    first = _draw(weight.expand(len(draws), -1), draws[:, 0, :1])
+    centers = [x[first[:, 0]]]
+    nearest = squared_distances(centers[0], x)  # (R, n)
+    # One centre follows from those before it: this loop cannot be an axis.
+    for trial in draws.unbind(dim=1)[1:]:
+        candidates = _draw(weight * nearest, trial)
+        distances = squared_distances(x[candidates.flatten()], x).view(*candidates.shape, -1)
+        distances = torch.minimum(distances, nearest[:, None])
+        best = (distances @ weight).argmin(dim=1)
+        nearest = distances[restarts, best]
+        centers.append(x[candidates[restarts, best]])
+    return torch.stack(centers, dim=1)
+
+
+def _draw(mass, uniform):
+    """Rows by their mass: (R, n), (R, T) -> (R, T)."""
+    cumulative = mass.cumsum(dim=1)
+    wanted = uniform * cumulative[:, -1:]
+    # From the right: a row without mass is never drawn, but where no row has any.
+    return torch.searchsorted(cumulative, wanted, right=True).clamp_max(mass.shape[1] - 1)
+
+
+def k_means(x, centers, weight=None, max_iter=100, tol=1e-6):
+    """Lloyd's algorithm, as hard EM of a mixture with one variance and equal weights.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, d)
+        Centred; an empty cluster goes to the origin.
+    centers : Tensor of shape (K, d) or (n_restarts, K, d)
+    weight : Tensor of shape (n,) or None
+    max_iter : int, default=100
+    tol : float, default=1e-6
+        Least change of the lower bound, which is that of half the log of the inertia, times d.
+
+    Returns
+    -------
+    MixtureFit
+        Of type 'tied_spherical': the variance is the inertia for each row and feature.
+    """
+    unit = x.var(dim=0, correction=0).mean().clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
+    weights = torch.full_like(centers[..., 0], 1 / centers.shape[-2])
+    start = MixtureParameters(weights, centers, unit.expand(weights.shape[:-1]), "tied_spherical")
+    # Relative to the spread: the variance of rows that lie on their centres must not be zero.
+    options = {"hard": True, "equal_weights": True, "reg_covar": 1e-9 * unit}
+    return fit_gaussian_mixture(x, start, weight, max_iter=max_iter, tol=tol, **options)

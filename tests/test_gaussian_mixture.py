@@ -1,0 +1,319 @@
+"""EM for mixtures of Gaussians: against scikit-learn, loops, and itself."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+
+from deepmix import gaussian_mixture
+from deepmix.gaussian_mixture import (
+    COVARIANCE_TYPES,
+    MixtureParameters,
+    estimate_gaussians,
+    fit_gaussian_mixture,
+    full_covariances,
+    k_means,
+    log_density,
+    log_joint,
+    log_resp,
+    plus_plus,
+    sample,
+)
+
+ALL = tuple(COVARIANCE_TYPES)
+OF_SKLEARN = ("full", "tied", "diag", "spherical")
+
+
+def start_of(X, k=4, seed=0, concentration=0.1):
+    return np.random.default_rng(seed).dirichlet(np.full(k, concentration), len(X))
+
+
+def em(X, resp, weight=None, **options):
+    weight = None if weight is None else torch.tensor(weight)
+    return fit_gaussian_mixture(torch.tensor(X), torch.tensor(resp), weight, **options)
+
+
+def assert_same(a, b, **tolerances):
+    for name in ("weights", "means", "covariances"):
+        torch.testing.assert_close(getattr(a, name), getattr(b, name), **tolerances)
+
+
+@pytest.fixture(scope="module")
+def X(overlapping):
+    return overlapping[0] - overlapping[0].mean(axis=0)
+
+
+# --- Densities ---
+
+
+@pytest.mark.parametrize("covariance_type", ALL)
+def test_the_joint_density_is_that_of_scipy(covariance_type, X):
+    parameters = estimate_gaussians(
+        torch.tensor(X), torch.tensor(start_of(X)), 0.01, covariance_type
+    )
+    got = log_joint(torch.tensor(X), parameters)
+    covariances = full_covariances(parameters)
+    for k in range(4):
+        density = stats.multivariate_normal(parameters.means[k], covariances[k]).logpdf(X)
+        np.testing.assert_allclose(
+            got[:, k], density + np.log(float(parameters.weights[k])), rtol=1e-9
+        )
+    total = np.log(np.exp(got.numpy()).sum(axis=1))
+    np.testing.assert_allclose(log_density(torch.tensor(X), parameters), total, rtol=1e-9)
+    resp = log_resp(torch.tensor(X), parameters).exp()
+    np.testing.assert_allclose(resp, np.exp(got.numpy() - total[:, None]), rtol=1e-9, atol=1e-300)
+
+
+@pytest.mark.parametrize("covariance_type", ALL)
+def test_samples_have_the_moments_of_the_mixture(covariance_type, X):
+    x = torch.tensor(X)
+    parameters = estimate_gaussians(x, torch.tensor(start_of(X)), 0.01, covariance_type)
+    drawn, labels = sample(parameters, 40_000, torch.Generator().manual_seed(0))
+    again = estimate_gaussians(
+        drawn, torch.nn.functional.one_hot(labels, 4).double(), 0.0, covariance_type
+    )
+    scale = X.std()
+    np.testing.assert_allclose(again.weights, parameters.weights, atol=0.01)
+    np.testing.assert_allclose(again.means, parameters.means, atol=0.04 * scale)
+    np.testing.assert_allclose(again.covariances, parameters.covariances, atol=0.06 * scale**2)
+
+
+# --- M-step ---
+
+
+def naive_m_step(X, resp, covariance_type, reg_covar):
+    """One cluster at a time, in centred form."""
+    nk = resp.sum(axis=0)
+    means = [np.average(X, axis=0, weights=r) for r in resp.T]
+    full = np.array([np.cov(X.T, aweights=r, ddof=0) for r in resp.T])
+    if covariance_type.startswith("tied"):
+        full = np.average(full, axis=0, weights=nk)
+    full = full + reg_covar * np.eye(X.shape[1])
+    reduce = {
+        "full": lambda c: c,
+        "diag": lambda c: np.diagonal(c, axis1=-2, axis2=-1),
+        "spherical": lambda c: np.trace(c, axis1=-2, axis2=-1) / X.shape[1],
+    }
+    return nk / nk.sum(), means, reduce[COVARIANCE_TYPES[covariance_type][0]](full)
+
+
+@pytest.mark.parametrize("covariance_type", ALL)
+def test_the_m_step_is_weighted_means_and_covariances(covariance_type, X):
+    resp = start_of(X) * np.arange(1, len(X) + 1)[:, None]
+    got = estimate_gaussians(torch.tensor(X), torch.tensor(resp), 0.01, covariance_type)
+    weights, means, covariances = naive_m_step(X, resp, covariance_type, 0.01)
+    np.testing.assert_allclose(got.weights, weights, rtol=1e-10)
+    np.testing.assert_allclose(got.means, means, rtol=1e-10)
+    np.testing.assert_allclose(got.covariances, covariances, rtol=1e-9, atol=1e-12)
+
+
+# --- EM ---
+
+
+def sklearn_from(X, resp, covariance_type, **options):
+    """scikit-learn's mixture after the M-step from ``resp`` and EM from there."""
+    mixture = GaussianMixture(resp.shape[1], covariance_type=covariance_type, **options)
+    mixture._initialize_parameters = lambda X, random_state, **_: mixture._initialize(X, resp)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return mixture.fit(X)
+
+
+@pytest.mark.parametrize("covariance_type", OF_SKLEARN)
+def test_em_is_that_of_scikit_learn_step_by_step(covariance_type, X):
+    options = {"max_iter": 12, "tol": 0.0, "reg_covar": 1e-6}
+    mixture = sklearn_from(X, start_of(X), covariance_type, **options)
+    fit = em(X, start_of(X), covariance_type=covariance_type, **options)
+    assert int(fit.n_iter) == mixture.n_iter_
+    got, tolerance = fit.parameters, {"rtol": 1e-6, "atol": 1e-9}
+    np.testing.assert_allclose(got.weights, mixture.weights_, **tolerance)
+    np.testing.assert_allclose(got.means, mixture.means_, **tolerance)
+    np.testing.assert_allclose(got.covariances, mixture.covariances_, **tolerance)
+    resp = log_resp(torch.tensor(X), got).exp()
+    np.testing.assert_allclose(resp, mixture.predict_proba(X), **tolerance)
+    assert float(fit.lower_bound) == pytest.approx(mixture.score(X), rel=1e-9)
+
+
+@pytest.mark.parametrize("covariance_type", OF_SKLEARN)
+def test_em_stops_where_that_of_scikit_learn_does(covariance_type, X):
+    options = {"max_iter": 500, "tol": 1e-4, "reg_covar": 1e-6}
+    mixture = sklearn_from(X, start_of(X), covariance_type, **options)
+    fit = em(X, start_of(X), covariance_type=covariance_type, **options)
+    assert bool(fit.converged)
+    assert mixture.converged_
+    assert int(fit.n_iter) == mixture.n_iter_ > 5
+    assert float(fit.lower_bound) == pytest.approx(mixture.lower_bound_, rel=1e-9)
+
+
+def naive_spherical_em(X, resp, n_iter, *, hard, reg_covar):
+    """Tied spherical EM, row by row and cluster by cluster."""
+    for _ in range(n_iter + 1):
+        nk = resp.sum(axis=0)
+        means = [np.average(X, axis=0, weights=r) for r in resp.T]
+        squared = np.array([[np.sum((x - m) ** 2) for m in means] for x in X])
+        variance = np.sum(resp * squared) / X.size + reg_covar
+        logits = np.log(nk / nk.sum()) - squared / (2 * variance)
+        resp = np.exp(logits - logits.max(axis=1, keepdims=True))
+        resp = resp / resp.sum(axis=1, keepdims=True)
+        resp = np.eye(len(means))[logits.argmax(axis=1)] if hard else resp
+    return nk / nk.sum(), means, variance
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_em_with_one_variance_is_the_loop(hard, X):
+    options = {"hard": hard, "reg_covar": 1e-3}
+    start = start_of(X)
+    fit = em(X, start, covariance_type="tied_spherical", max_iter=8, tol=0.0, **options)
+    assert int(fit.n_iter) == 8
+    weights, means, variance = naive_spherical_em(X, start, 8, **options)
+    np.testing.assert_allclose(fit.parameters.weights, weights, rtol=1e-8)
+    np.testing.assert_allclose(fit.parameters.means, means, rtol=1e-7, atol=1e-9)
+    assert float(fit.parameters.covariances) == pytest.approx(variance, rel=1e-8)
+
+
+def test_hard_em_with_one_variance_and_equal_weights_is_k_means(X):
+    centers = X[[0, 50, 100, 150]]
+    expected = KMeans(4, init=centers, n_init=1, tol=0).fit(X)
+    fit = k_means(torch.tensor(X), torch.tensor(centers), tol=1e-12)
+    np.testing.assert_allclose(fit.parameters.means, expected.cluster_centers_, rtol=1e-9)
+    assert float(fit.parameters.covariances) == pytest.approx(expected.inertia_ / X.size, rel=1e-6)
+    labels = log_joint(torch.tensor(X), fit.parameters).argmax(dim=1)
+    np.testing.assert_array_equal(labels, expected.labels_)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("covariance_type", ALL)
+def test_the_likelihood_of_em_never_falls(covariance_type, hard, X):
+    options = {"tol": 0.0, "reg_covar": 0.0, "covariance_type": covariance_type, "hard": hard}
+    start = start_of(X, concentration=1.0)
+    curve = [float(em(X, start, max_iter=i, **options).lower_bound) for i in range(15)]
+    assert np.all(np.diff(curve) > -1e-10)
+
+
+@pytest.mark.parametrize("covariance_type", ALL)
+def test_weights_in_em_are_repetitions(covariance_type, X):
+    weight, start = (np.arange(len(X)) % 3).astype(float), start_of(X)
+    times, options = weight.astype(int), {"covariance_type": covariance_type}
+    weighted = em(X, start, weight, **options)
+    repeated = em(np.repeat(X, times, axis=0), np.repeat(start, times, axis=0), **options)
+    assert float(weighted.lower_bound) == pytest.approx(float(repeated.lower_bound), rel=1e-9)
+    assert_same(weighted.parameters, repeated.parameters, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("covariance_type", ALL)
+def test_restarts_side_by_side_are_those_one_by_one(covariance_type, hard, X, monkeypatch):
+    monkeypatch.setattr(gaussian_mixture, "PIECE", 2000)  # several pieces of rows
+    starts = [start_of(X, seed=seed, concentration=c) for seed, c in enumerate((0.1, 0.01, 1.0))]
+    options = {"covariance_type": covariance_type, "hard": hard, "tol": 1e-4}
+    together = em(X, np.stack(starts, axis=1), **options)
+    assert len(set(together.n_iter.tolist())) > 1  # one settles before another
+    for i, start in enumerate(starts):
+        alone, one = em(X, start, **options), together.take(i)
+        assert_same(one.parameters, alone.parameters, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(one.lower_bound, alone.lower_bound, rtol=1e-10, atol=0)
+        assert int(one.n_iter) == int(alone.n_iter)
+
+
+@pytest.mark.parametrize("covariance_type", ALL)
+def test_em_goes_on_from_parameters(covariance_type, X):
+    options = {"tol": 0.0}
+    whole = em(X, start_of(X), covariance_type=covariance_type, max_iter=7, **options)
+    half = em(X, start_of(X), covariance_type=covariance_type, max_iter=4, **options)
+    rest = fit_gaussian_mixture(torch.tensor(X), half.parameters, max_iter=3, **options)
+    assert rest.parameters.covariance_type == covariance_type
+    assert_same(rest.parameters, whole.parameters, rtol=1e-9, atol=1e-12)
+
+
+def test_names_of_clusters_do_not_matter(X):
+    order = [2, 0, 3, 1]
+    fit, other = em(X, start_of(X)), em(X, start_of(X)[:, order])
+    assert_same(fit.parameters.map(lambda value: value[order]), other.parameters)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("covariance_type", ALL)
+@pytest.mark.parametrize("kind", ["empty", "equal rows", "constant column", "few rows", "far"])
+def test_em_outlives_poor_data(kind, covariance_type, hard):
+    X = np.random.default_rng(0).normal(size=(40, 3))
+    X = {
+        "equal rows": np.ones((40, 3)),
+        "constant column": X * [1, 1, 0],
+        "few rows": X[:2],
+        "far": X + 1e4,
+    }.get(kind, X)
+    start = start_of(X, concentration=1.0)
+    if kind == "empty":
+        start[:, 1] = 0
+    fit = em(X, start, covariance_type=covariance_type, hard=hard)
+    for value in (fit.parameters.weights, fit.parameters.means, fit.parameters.covariances):
+        assert torch.isfinite(value).all()
+    assert torch.linalg.eigvalsh(full_covariances(fit.parameters)).min() > 0
+    assert torch.isfinite(fit.lower_bound)
+
+
+def test_em_in_single_precision_is_near_that_in_double(X):
+    single = em(X.astype(np.float32), start_of(X).astype(np.float32), max_iter=5)
+    double = em(X, start_of(X), max_iter=5)
+    assert single.lower_bound.dtype == torch.float32
+    assert float(single.lower_bound) == pytest.approx(float(double.lower_bound), rel=1e-4)
+
+
+# --- Starts ---
+
+
+def seeds_of(X, k=4, weight=None, n_init=3):
+    weight = None if weight is None else torch.tensor(weight)
+    generator = torch.Generator().manual_seed(0)
+    return plus_plus(torch.tensor(X), k, generator, weight, n_init)
+
+
+def test_plus_plus_takes_different_rows_of_the_data(X):
+    centers = seeds_of(X)
+    assert centers.shape == (3, 4, X.shape[1])
+    for c in centers.numpy():
+        assert all(np.any(np.all(row == X, axis=1)) for row in c)
+        assert len(np.unique(c, axis=0)) == 4
+    assert len(np.unique(centers.reshape(3, -1), axis=0)) == 3
+
+
+def test_plus_plus_takes_a_row_of_each_blob(blobs):
+    X, y = blobs
+    for centers in seeds_of(X, n_init=20).numpy():
+        nearest = np.linalg.norm(centers[:, None] - X, axis=2).argmin(axis=1)
+        assert sorted(y[nearest]) == [0, 1, 2, 3]
+
+
+def test_plus_plus_takes_weights_as_repetitions_and_never_a_weight_of_zero(X):
+    weight = (np.arange(len(X)) % 3).astype(float)
+    got = seeds_of(X, weight=weight)
+    np.testing.assert_array_equal(got, seeds_of(np.repeat(X, weight.astype(int), axis=0)))
+    unseen = {tuple(row) for row in X[weight == 0]}
+    assert not unseen & {tuple(row) for row in got.flatten(0, 1).tolist()}
+
+
+def test_plus_plus_in_parts_is_plus_plus(X, monkeypatch):
+    whole = seeds_of(X)
+    monkeypatch.setattr(gaussian_mixture, "CANDIDATES", 1)
+    np.testing.assert_array_equal(seeds_of(X), whole)
+
+
+def test_plus_plus_outlives_fewer_distinct_rows_than_clusters():
+    X = np.repeat([[0.0, 1.0], [2.0, 3.0]], 5, axis=0)
+    centers = seeds_of(X)
+    assert torch.isfinite(centers).all()
+    assert torch.isfinite(k_means(torch.tensor(X), centers).parameters.means).all()
+
+
+def test_parameters_are_taken_and_put_by_number(X):
+    stacked = np.stack([start_of(X, seed=seed) for seed in range(3)], axis=1)
+    parameters = em(X, stacked, max_iter=1).parameters
+    moved = parameters.put(torch.tensor([0]), parameters.take(torch.tensor([2])))
+    assert isinstance(moved, MixtureParameters)
+    assert_same(moved.take(0), parameters.take(2))
+    assert_same(moved.take(1), parameters.take(1))
