@@ -14,7 +14,13 @@ from torch import nn
 from torch.nn.functional import leaky_relu, linear, softplus
 
 from deepmix._torch import full_precision
-from deepmix.distributions import gaussian_log_density, hard_statistics, mixture_log_density
+from deepmix.distributions import (
+    GaussianStatistics,
+    gaussian_log_density,
+    hard_statistics,
+    mixture_log_density,
+)
+from deepmix.gaussian_mixture import MixtureParameters, full_covariances, maximize
 from deepmix.losses import squared_error
 from deepmix.networks import (
     MLP,
@@ -28,8 +34,9 @@ from deepmix.networks import (
 from deepmix.training import Objective, Phase
 
 # Of the mean share of a component: below the first the component keeps its mean, and no weight
-# falls below the second. Share of the codes' variance that is added to that of the components.
-FEW, LEAST_WEIGHT, WIDENING = 0.03, 0.1, 1e-3
+# falls below the second. Share of the codes' variance that is added to that of the components, and
+# the least that variance counts for.
+FEW, LEAST_WEIGHT, WIDENING, LEAST_VARIANCE = 0.03, 0.1, 1e-3, 1e-6
 
 # --- Losses ----------------------------------------------------------------------------
 
@@ -182,18 +189,16 @@ def hard_mixture(z, labels, weight, before):
     means : Tensor of shape (K, d)
     variance : Tensor of shape ()
     """
-    n_clusters, n_dimensions = before[1].shape
+    n_clusters = len(before[0])
     sums = hard_statistics(z, labels, weight, n_clusters, "spherical")
-    weights, total = sums.nk / weight.sum(), weight.sum() * n_dimensions
-    enough = weights > FEW / n_clusters
-    own = sums.first / sums.nk.clamp_min(torch.finfo(z.dtype).tiny)[:, None]
-    means = torch.where(enough[:, None], own, before[1])
-    within = (sums.second - (sums.first * own).sum(dim=1)).sum() / total
-    center = sums.first.sum(dim=0) / weight.sum()
-    overall = sums.second.sum() / total - center.square().mean()
-    weights = weights.clamp_min(LEAST_WEIGHT / n_clusters)
-    variance = within + WIDENING * overall
-    return weights / weights.sum(), means, variance.clamp_min(torch.finfo(torch.float32).eps)
+    sums = GaussianStatistics(sums.nk, sums.first, sums.second.sum())
+    center, total = sums.first.sum(dim=0) / weight.sum(), weight.sum() * z.shape[1]
+    variance = (sums.second / total - center.square().mean()).clamp_min(LEAST_VARIANCE)
+    new = maximize(sums, "tied_spherical", reg_covar=WIDENING * variance)
+    enough = new.weights > FEW / n_clusters
+    weights = new.weights.clamp_min(LEAST_WEIGHT / n_clusters)
+    means = torch.where(enough[:, None], new.means, before[1])
+    return weights / weights.sum(), means, new.covariances
 
 
 class TiedMixture(nn.Module):
@@ -212,7 +217,7 @@ class TiedMixture(nn.Module):
         self.register_buffer("means", torch.zeros(n_clusters, n_dimensions))
         self.register_buffer("variance", torch.ones(()))
 
-    def parameters_(self):
+    def values(self):
         """Weights, means and variance in float64."""
         return self.weights.double(), self.means.double(), self.variance.double()
 
@@ -233,7 +238,7 @@ class TiedMixture(nn.Module):
     @torch.no_grad()
     def refresh(self, z, weight, memory, literal=False):
         """One sweep of hard EM over a pool of codes, of which the old values keep a share."""
-        before = self.parameters_()
+        before = self.values()
         labels, z = self.assign(z, literal), z.double()
         after = hard_mixture(z, labels, weight.double(), before)
         self.set(*(memory * a + (1 - memory) * b for a, b in zip(before, after, strict=True)))
@@ -247,6 +252,8 @@ class FullMixture(nn.Module):
     weights : Tensor of shape (K,)
     means : Tensor of shape (K, d)
     covariances : Tensor of shape (K, d, d)
+    exact : MixtureParameters
+        The same as they were set, in float64 and of their type.
     """
 
     def __init__(self, n_clusters, n_dimensions):
@@ -255,11 +262,12 @@ class FullMixture(nn.Module):
         self.register_buffer("means", torch.zeros(n_clusters, n_dimensions))
         self.register_buffer("covariances", torch.eye(n_dimensions).repeat(n_clusters, 1, 1))
 
-    def set(self, weights, means, covariances):
-        """Take new values; covariances of shape (K, d, d) or what expands to it."""
-        self.weights.copy_(weights)
-        self.means.copy_(means)
-        self.covariances.copy_(covariances)
+    def set(self, parameters):
+        """Take the values of `MixtureParameters` of any type."""
+        self.weights.copy_(parameters.weights)
+        self.means.copy_(parameters.means)
+        self.covariances.copy_(full_covariances(parameters))
+        self.exact = parameters
 
     def log_density(self, z):
         """Of each component: (B, d) -> (B, K)."""
@@ -393,9 +401,7 @@ class DCANNetwork(nn.Module):
 
     def publish(self):
         """Let predictions be those of the tracked mixture."""
-        tracked, eye = self.tracked, torch.eye(self.tracked.means.shape[1])
-        covariance = tracked.variance * eye.to(tracked.means)
-        self.mixture.set(tracked.weights, tracked.means, covariance)
+        self.mixture.set(MixtureParameters(*self.tracked.values(), "tied_spherical"))
 
     @torch.no_grad()
     def normalize(self, mean, variance):

@@ -18,13 +18,22 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch.nn.functional import one_hot
 
-from deepmix._torch import sum_batchwise
+from deepmix._torch import make_generator, sum_batchwise
 from deepmix.base import BaseDeepMixture, Interval, StrOptions
 from deepmix.center_mixture import DecoderMixin
-from deepmix.distributions import fit_gaussian_mixture
+from deepmix.gaussian_mixture import (
+    COVARIANCE_TYPES,
+    MixtureParameters,
+    fit_gaussian_mixture,
+    full_covariances,
+    k_means,
+    log_joint,
+    plus_plus,
+)
 from deepmix.initialization import (
     ReconstructionObjective,
     build_autoencoder,
+    canonical_order,
     first_best,
     initial_centers,
     sample_rows,
@@ -50,6 +59,9 @@ BATCH = 128
 # that it copies would be all reconstruction.
 LEAST_ERROR = 0.01
 KMEANS_RESTARTS = 5
+# covariance_type='auto' is 'full' from so many rows on, for each dimension of each cluster, and up
+# to so many dimensions. Codes have variance one.
+ROWS_FOR_FULL, DIMENSIONS_FOR_FULL, REG_COVAR = 15, 16, 1e-3
 CODES = 20_000  # at most, to start components from
 
 
@@ -86,11 +98,12 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         What brings codes near their own component: the critic, which stands for the Jensen-Shannon
         divergence; or a closed form, the Kullback-Leibler divergence of two Gaussians or half the
         squared distance. Those are faster, and gain less on MNIST.
-    covariance_type : {'auto', 'full', 'tied', 'diag', 'spherical', 'tracked'}, default='auto'
+    covariance_type : {'auto', 'full', 'tied', 'diag', 'spherical', 'tied_spherical', \
+            'tracked'}, default='auto'
         Of the mixture that is fitted to the final codes and makes the predictions. 'tracked' takes
-        the one that training follows, with one spherical covariance. 'auto' is 'full' if the codes
-        have 16 dimensions at most and there are 15 rows for each dimension of each cluster, else
-        'tied'. It matters more than ``divergence``.
+        the one that training follows, with one variance for all, as it is. 'auto' is 'full' if
+        codes have 16 dimensions at most and there are 15 rows for each dimension of each cluster,
+        else 'tied'. It matters more than ``divergence``.
     hidden_layer_sizes : tuple of int, default=(384, 128)
         Layers of the encoder between data and codes; the decoder has them in reverse.
     latent_dim : int or None, default=None
@@ -187,10 +200,9 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         Of the mixture, among the codes; also ``latent_centers_``.
     covariances_ : ndarray
         Of the mixture: of shape (n_clusters, latent_dim, latent_dim), (latent_dim, latent_dim),
-        (n_clusters, latent_dim) or (n_clusters,), as ``covariance_type_`` says; () if that is
-        'tracked'.
+        (n_clusters, latent_dim), (n_clusters,) or (), as ``covariance_type_`` says.
     covariance_type_ : str
-        What 'auto' has chosen.
+        What 'auto' has chosen; 'tied_spherical' for 'tracked'.
     cluster_centers_ : ndarray of shape (n_clusters, n_features)
         Decoded means, in the units of X.
     tracked_weights_, tracked_means_, tracked_variance_ : ndarray
@@ -238,7 +250,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     _parameter_constraints: dict = {
         **BaseDeepMixture._parameter_constraints,
         "divergence": [StrOptions({"js", "kl", "euclidean"})],
-        "covariance_type": [StrOptions({"auto", "full", "tied", "diag", "spherical", "tracked"})],
+        "covariance_type": [StrOptions({"auto", "tracked", *COVARIANCE_TYPES})],
         "hidden_layer_sizes": ["array-like"],
         "latent_dim": [None, Interval(Integral, 1, None, closed="left")],
         "clustering_weight": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
@@ -430,17 +442,9 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         """
         check_is_fitted(self)
         labels, noise = self._draw(n_samples, self._n_features_out)
-        factors = np.linalg.cholesky(self._full_covariances())[labels]
+        factors = np.linalg.cholesky(full_covariances(self._mixture()).numpy())[labels]
         codes = self.means_[labels] + np.einsum("nij,nj->ni", factors, noise)
         return self.inverse_transform(codes), labels
-
-    def _full_covariances(self):
-        c = self.covariances_
-        if self.covariance_type_ == "full":
-            return c
-        return np.broadcast_to(
-            c * np.eye(self._n_features_out), (self.n_clusters_, *(self._n_features_out,) * 2)
-        )
 
     # --- Hooks of the base class -----------------------------------------------------
 
@@ -617,58 +621,69 @@ class DCAN(DecoderMixin, BaseDeepMixture):
             self._normalize(network, rows)
             self._read_out(network, rows)
         else:  # nothing has changed
-            network.covariance_type = self.covariance_type_
-            network.covariances = torch.tensor(self.covariances_)
+            network.mixture.exact = self._mixture()
         super()._set_fitted(network, history, restart, rows, X)
 
     def _read_out(self, network, rows):
         """Fit the mixture that predictions are made from."""
         random_state = check_random_state(self.random_state)
         codes, weight = sample_rows(rows, network.encode, self.n_clusters, random_state, CODES)
+        # In a fixed order k-means++ draws the same whatever the order of the rows.
+        codes, weight = canonical_order(codes, weight)
         z = torch.from_numpy(codes).to(rows.device)
-        resp = one_hot(network.tracked.assign(z), self.n_clusters).double()
-        network.n_lost = int((resp.sum(dim=0) == 0).sum())
-        self._publish(network)
-        kind = self.covariance_type
-        if kind == "auto":
-            kind = "full"
-        if kind == "tracked":
-            return
-        z = z.double()
-        weight = None if weight is None else torch.from_numpy(weight)
-        starts = [resp]
-        for _ in range(self.readout_n_init):
-            centers = initial_centers("k-means", codes, self.n_clusters, random_state, weight)
-            nearest = torch.from_numpy(pairwise_distances_argmin(codes, centers)).long()
-            starts.append(one_hot(nearest, self.n_clusters).double())
-        runs = [fit_gaussian_mixture(z, r, weight, 1e-3) for r in starts]
-        best = runs[first_best([-run[2] for run in runs])]
-        network.mixture.set(*best[0])
-        network.covariance_type, network.covariances = kind, best[0][2]
-
-    @staticmethod
-    def _publish(network):
-        """Let predictions be those of the tracked mixture."""
+        weight = None if weight is None else torch.from_numpy(weight).to(z.device)
+        own = one_hot(network.tracked.assign(z), self.n_clusters).double()
+        self._n_lost = int((own.sum(dim=0) == 0).sum())
         network.publish()
-        network.covariance_type, network.covariances = "tracked", network.tracked.variance
+        if self.covariance_type != "tracked":
+            kind = self._readout_type(rows.total_weight, z.shape[1])
+            generator = make_generator(random_state)
+            network.mixture.set(self._best_mixture(z.double(), own, weight, kind, generator))
+
+    def _readout_type(self, n_rows, n_dimensions):
+        if self.covariance_type != "auto":
+            return self.covariance_type
+        enough = n_rows >= ROWS_FOR_FULL * self.n_clusters * n_dimensions
+        return "full" if enough and n_dimensions <= DIMENSIONS_FOR_FULL else "tied"
+
+    def _best_mixture(self, z, own, weight, kind, generator):
+        centers = plus_plus(z, self.n_clusters, generator, weight, self.readout_n_init)
+        labels = log_joint(z, k_means(z, centers, weight).parameters).argmax(dim=-1)
+        starts = torch.cat([own[:, None], one_hot(labels, self.n_clusters).double()], dim=1)
+        fit = fit_gaussian_mixture(z, starts, weight, covariance_type=kind, reg_covar=REG_COVAR)
+        return fit.take(first_best(-fit.lower_bound.cpu())).parameters
+
+    def _mixture(self):
+        """The fitted mixture on tensors."""
+        arrays = (self.weights_, self.means_, self.covariances_)
+        return MixtureParameters(*map(torch.tensor, arrays), self.covariance_type_)
 
     def _attributes_midway(self, network, rows):
-        self._publish(network)
+        network.publish()
         return super()._attributes_midway(network, rows)
 
     def _fitted_attributes(self, network, rows, restart=0):
         attributes = super()._fitted_attributes(network, rows, restart)
         with torch.inference_mode():
             centers = network.decode(network.mixture.means)
+        mixture, tracked = network.mixture.exact, network.tracked
         arrays = {
             "cluster_centers_": centers,
-            "means_": network.mixture.means,
-            "weights_": network.mixture.weights,
-            "covariances_": network.covariances,
-            "tracked_means_": network.tracked.means,
-            "tracked_weights_": network.tracked.weights,
-            "tracked_variance_": network.tracked.variance,
+            "weights_": mixture.weights / mixture.weights.sum(),
+            "means_": mixture.means,
+            "covariances_": mixture.covariances,
+            "tracked_weights_": tracked.weights,
+            "tracked_means_": tracked.means,
+            "tracked_variance_": tracked.variance,
         }
-        arrays = {name: value.double().cpu().numpy() for name, value in arrays.items()}
-        arrays["weights_"] /= arrays["weights_"].sum()
-        return {**attributes, **arrays, "covariance_type_": network.covariance_type}
+        arrays = {name: value.double().cpu().numpy().copy() for name, value in arrays.items()}
+        return {**attributes, **arrays, "covariance_type_": mixture.covariance_type}
+
+    def _concerns(self, history):
+        yield from super()._concerns(history)
+        if self._n_lost:
+            yield (
+                f"{self._n_lost} of {self.n_clusters} components of the mixture that training "
+                "followed have lost all their rows. Lower clustering_weight or "
+                "learning_rate_init, or raise reconstruction_weight."
+            )
