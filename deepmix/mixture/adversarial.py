@@ -218,8 +218,8 @@ class TiedMixture(nn.Module):
         self.register_buffer("variance", torch.ones(()))
 
     def values(self):
-        """Weights, means and variance in float64."""
-        return self.weights.double(), self.means.double(), self.variance.double()
+        """Copies of weights, means and variance, in float64."""
+        return tuple(v.double().clone() for v in (self.weights, self.means, self.variance))
 
     def set(self, weights, means, variance):
         """Take new values."""
