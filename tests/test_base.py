@@ -249,7 +249,7 @@ ONE = {
         ("generator_loss", "hinge"),
         ("assignment", "nearest"),
         ("critic_hidden_layer_sizes", 64),
-        ("activation", "relu"),
+        ("activation", "leaky"),
         ("spectral_norm", "yes"),
         ("label_smoothing", 0.5),
         ("update_every", -1),

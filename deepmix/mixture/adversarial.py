@@ -7,6 +7,7 @@ and the encoder's losses (Eqs. 1 and 13 to 18), the closed forms that they repla
 
 import itertools
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -284,12 +285,13 @@ class Critic(nn.Module):
     ----------
     sizes : sequence of int
         Width of the input, of each hidden layer, and of the output.
-    activation : {'leaky_relu', 'tanh'}
+    activation : {'relu', 'tanh'}
+        'relu' is leaky here.
     spectral_norm : bool
         Whether each layer is divided by its largest singular value.
     """
 
-    def __init__(self, sizes, activation="leaky_relu", spectral_norm=False):
+    def __init__(self, sizes, activation="relu", spectral_norm=False):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.activation, self.spectral_norm = activation, spectral_norm
@@ -297,7 +299,7 @@ class Critic(nn.Module):
     def forward(self, z):
         for i, layer in enumerate(self.layers):
             if i:
-                z = leaky_relu(z, 0.2) if self.activation == "leaky_relu" else z.tanh()
+                z = leaky_relu(z, 0.2) if self.activation == "relu" else z.tanh()
             weight = layer.weight
             if self.spectral_norm:
                 weight = weight / torch.linalg.matrix_norm(weight, 2)
@@ -305,12 +307,24 @@ class Critic(nn.Module):
         return z
 
 
-def tanh_network(n_in, n_out, hidden_layer_sizes, bounded):
-    """Dense layers with tanh between them, and after the last if ``bounded``: the paper's."""
+def dense_network(n_in, n_out, hidden_layer_sizes, activation, bounded=False):
+    """Dense layers with ReLU between them; or with tanh, after the last too if ``bounded``."""
+    sizes = (n_in, *hidden_layer_sizes, n_out)
+    if activation == "relu":
+        return MLP(sizes, negative_slope=0.0)
     layers = []
-    for a, b in itertools.pairwise((n_in, *hidden_layer_sizes, n_out)):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), nn.Tanh()]
     return nn.Sequential(*(layers if bounded else layers[:-1]))
+
+
+def coders(hidden_layer_sizes, activation, encoder=None, decoder=None):
+    """What `make_coder` makes encoder and decoder of: what the user gives, or dense networks."""
+    own = partial(dense_network, activation=activation)
+    return {
+        "encoder": encoder or partial(own, hidden_layer_sizes=hidden_layer_sizes, bounded=True),
+        "decoder": decoder or partial(own, hidden_layer_sizes=hidden_layer_sizes[::-1]),
+    }
 
 
 class DCANNetwork(nn.Module):
@@ -345,14 +359,16 @@ class DCANNetwork(nn.Module):
         divergence="js",
         conditional=True,
         critic_hidden_layer_sizes=(64,),
-        activation="leaky_relu",
+        activation="relu",
         spectral_norm=False,
     ):
         super().__init__()
         sizes = (n_features, *hidden_layer_sizes, latent_dim)
         self.scaler = Standardizer(n_features)
+        spec = coders(hidden_layer_sizes, activation, encoder, decoder)
         self.autoencoder = Autoencoder(
-            make_coder(encoder, sizes, "encoder"), make_coder(decoder, sizes[::-1], "decoder")
+            make_coder(spec["encoder"], sizes, "encoder"),
+            make_coder(spec["decoder"], sizes[::-1], "decoder"),
         )
         self.whitener = Whitener(latent_dim)
         self.tracked = TiedMixture(n_clusters, latent_dim)
