@@ -17,7 +17,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch.nn.functional import one_hot
 
-from deepmix._torch import make_generator, sum_batchwise
+from deepmix._torch import Rows, make_generator, sum_batchwise
 from deepmix.base import BaseDeepMixture, Interval, StrOptions
 from deepmix.center_mixture import DecoderMixin
 from deepmix.gaussian_mixture import (
@@ -52,7 +52,7 @@ from deepmix.training import History
 # wants between 1 and 5 and breaks at 20, the Kullback-Leibler divergence shrinks the codes at 10.
 CLUSTERING_WEIGHTS = {"js": 3.0, "kl": 0.6, "euclidean": 1.0}
 # Of 'auto': steps of the game; steps of the autoencoder alone, and epochs that bound them.
-STEPS, PRETRAIN_STEPS, PRETRAIN_EPOCHS = 1000, 2400, (15, 150)
+STEPS, PRETRAIN_STEPS, PRETRAIN_EPOCHS = 2000, 2400, (15, 150)
 BATCH = 128
 # The error of the autoencoder counts as no less than this share of the data's variance: a table
 # that it copies would be all reconstruction.
@@ -160,8 +160,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         than 15 epochs and no more than 150. Without any the game starts from random codes, and
         fails.
     max_iter : int or 'auto', default='auto'
-        Epochs of the game, at most; 'auto' makes 1000 steps of them. Three times as many change
-        little.
+        Epochs of the game, at most; 'auto' makes 2000 steps of them.
     batch_size : int or 'auto', default='auto'
         Rows in a step, twice as many in pretraining; 'auto' is 128. The paper's 16 is slower and
         loses accuracy.
@@ -407,6 +406,33 @@ class DCAN(DecoderMixin, BaseDeepMixture):
             "scale": False,
         }
         return cls(n_clusters, **{**settings, **parameters})
+
+    def read_out(self, X, sample_weight=None):
+        """Fit the mixture of the codes anew, and nothing else.
+
+        With ``covariance_type`` and ``readout_n_init`` as they are now, on the codes of X: to try
+        another mixture on a network that is trained. ``labels_`` are those of X then.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features)
+        sample_weight : array-like of shape (n_samples,), default=None
+            How often each row counts.
+
+        Returns
+        -------
+        self : object
+        """
+        check_is_fitted(self)
+        self._validate_params()
+        X, weight = self._check_training_data(X, sample_weight, reset=False)
+        rows = Rows(X, self._prediction_device(), self._training_dtype(X), weight)
+        network = self._rebuild(rows.dtype, rows.device)
+        self._read_out(network, rows)
+        for name, value in self._fitted_attributes(network, rows).items():
+            setattr(self, name, value)
+        self.labels_ = self._predict(X)
+        return self
 
     @property
     def latent_centers_(self):

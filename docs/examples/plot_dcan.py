@@ -44,10 +44,10 @@ for ax, fitted, title in zip(axes, (start, model), ("autoencoder", "after the ga
 # What the critic thinks
 # ----------------------
 #
-# The critic sees codes relative to the component that they are given to. Its logit is positive where
-# it would rather believe in a draw. At the end of a game there is little left to see: where codes are,
-# it is near zero, and the loss near 2 ln 2. Borders of components cut the plane, since residuals jump
-# there.
+# The critic sees codes relative to the component that they are given to. Its logit is positive
+# where it would rather believe in a draw. At the end of a game there is little left to see: where
+# codes are, it is near zero, and the loss near 2 ln 2. Borders of components cut the plane, since
+# residuals jump there.
 
 module = model.module_
 z = model.transform(X)

@@ -541,6 +541,21 @@ def test_covariances_have_the_shape_of_their_type(covariance_type, blobs, small)
     assert np.mean(model.predict(drawn) == labels) > 0.8
 
 
+def test_the_mixture_of_the_codes_can_be_fitted_anew(overlapping, small):
+    X, _ = overlapping
+    direct = small(DCAN, covariance_type="full", dtype="auto").fit(X)
+    model = small(DCAN, covariance_type="tracked", dtype="auto").fit(X)
+    codes, tracked = model.transform(X), model.tracked_means_
+    assert model.set_params(covariance_type="full").read_out(X) is model
+    for name in ("means_", "weights_", "covariances_", "cluster_centers_"):
+        np.testing.assert_allclose(getattr(model, name), getattr(direct, name), rtol=1e-6)
+    np.testing.assert_array_equal(model.labels_, direct.labels_)
+    np.testing.assert_array_equal(model.transform(X), codes)
+    np.testing.assert_array_equal(model.tracked_means_, tracked)
+    with pytest.raises(ValueError, match="The 'covariance_type' parameter of DCAN must be"):
+        model.set_params(covariance_type="round").read_out(X)
+
+
 def test_auto_is_full_where_there_are_rows_enough(blobs, small):
     X, _ = blobs
     assert small(DCAN).fit(X).covariance_type_ == "full"
@@ -672,9 +687,9 @@ def test_auto_counts_steps(blobs, small):
     X, _ = blobs  # 240 rows: two batches of 128
     model = small(DCAN, batch_size="auto", max_iter="auto", pretrain_max_iter="auto")
     rows = Rows(X, torch.device("cpu"), torch.float32)
-    assert model._n_epochs(rows) == 500
+    assert model._n_epochs(rows) == 1000
     assert model._batch_size(rows) == 128
-    assert small(DCAN, batch_size=40, max_iter="auto")._n_epochs(rows) == 167
+    assert small(DCAN, batch_size=40, max_iter="auto")._n_epochs(rows) == 334
     model.set_params(max_iter=1)
     assert len(quietly(model.fit, X).history_["pretrain_reconstruction"]) == 150
 
