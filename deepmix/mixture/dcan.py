@@ -523,7 +523,9 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         )
         for name in ("critic", "deviation"):
             if getattr(network, name) is not None:
-                setattr(network, name, materialize(getattr(network, name), generator))
+                # With biases of zero a code on its mean would lie on the kink of every ReLU.
+                part = materialize(getattr(network, name), generator, "fan-in")
+                setattr(network, name, part)
         network = network.to(rows.dtype)
         if self.scale:
             mean, variances = rows.moments()
