@@ -232,7 +232,9 @@ def mixture_statistics(x, resp, covariance_type="full"):
     return GaussianStatistics(sums.nk.view(shape), sums.first.view(*shape, n_features), second)
 
 
-def maximize(statistics, covariance_type="full", reg_covar=1e-6, equal_weights=False):
+def maximize(
+    statistics, covariance_type="full", reg_covar=1e-6, equal_weights=False, shrinkage=0.0
+):
     r"""M-step: the parameters of highest likelihood, from sums over rows.
 
     .. math:: \pi_k = \tfrac{n_k}{\sum_l n_l}, \quad
@@ -242,6 +244,9 @@ def maximize(statistics, covariance_type="full", reg_covar=1e-6, equal_weights=F
 
     'tied' takes the mean of these matrices by weight, 'diag' their diagonal, the spherical types
     the mean of that. An empty cluster goes to the origin, and has nothing but :math:`\epsilon`.
+    Shrinkage leads from covariances of their own to 'tied', whatever the units of the features:
+
+    .. math:: (1 - \alpha) \, \Sigma_k + \alpha \sum_l \pi_l \Sigma_l
 
     Parameters
     ----------
@@ -252,6 +257,8 @@ def maximize(statistics, covariance_type="full", reg_covar=1e-6, equal_weights=F
         :math:`\epsilon`.
     equal_weights : bool, default=False
         All clusters have weight 1/K.
+    shrinkage : float, default=0
+        :math:`\alpha`, from 0 to 1.
 
     Returns
     -------
@@ -273,7 +280,12 @@ def maximize(statistics, covariance_type="full", reg_covar=1e-6, equal_weights=F
         second.diagonal(dim1=-2, dim2=-1).add_(reg_covar + 100 * eps * _trace(second)[..., None])
     else:
         second = second * (1 + 100 * eps) + reg_covar
-    return MixtureParameters(weights, means, second - square / divisor, covariance_type)
+    covariances = second - square / divisor
+    if shrinkage and not tied:
+        axis = nk.dim() - 1
+        pooled = (_like(nk / total, covariances) * covariances).sum(dim=axis, keepdim=True)
+        covariances = covariances + shrinkage * (pooled - covariances)
+    return MixtureParameters(weights, means, covariances, covariance_type)
 
 
 def _like(value, other):
@@ -293,7 +305,7 @@ def _trace(v):
     return v.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
 
 
-def estimate_gaussians(x, resp, reg_covar=1e-6, covariance_type="full", equal_weights=False):
+def estimate_gaussians(x, resp, reg_covar=1e-6, covariance_type="full", **options):
     """M-step from rows and responsibilities: `maximize` of `mixture_statistics`.
 
     Parameters
@@ -302,7 +314,7 @@ def estimate_gaussians(x, resp, reg_covar=1e-6, covariance_type="full", equal_we
         Centred, for the sake of its second moments.
     resp : Tensor of shape (n, ..., K)
         Times the sample weights, if rows have any.
-    reg_covar, covariance_type, equal_weights
+    reg_covar, covariance_type, **options
         As in `maximize`.
 
     Returns
@@ -310,7 +322,7 @@ def estimate_gaussians(x, resp, reg_covar=1e-6, covariance_type="full", equal_we
     MixtureParameters
     """
     statistics = mixture_statistics(x, resp, covariance_type)
-    return maximize(statistics, covariance_type, reg_covar, equal_weights)
+    return maximize(statistics, covariance_type, reg_covar, **options)
 
 
 # --- EM --------------------------------------------------------------------------------
@@ -350,6 +362,7 @@ def fit_gaussian_mixture(
     covariance_type="full",
     hard=False,
     equal_weights=False,
+    shrinkage=0.0,
     reg_covar=1e-6,
     max_iter=100,
     tol=1e-3,
@@ -370,8 +383,9 @@ def fit_gaussian_mixture(
     covariance_type : {'full', 'tied', 'diag', 'spherical', 'tied_spherical'}, default='full'
     hard : bool, default=False
         Give each row to its likeliest cluster: classification EM.
-    equal_weights : bool, default=False
-        All clusters have weight 1/K.
+    equal_weights, shrinkage
+        As in `maximize`. Shrunk covariances are not those of highest likelihood, which then may
+        fall by a little from one iteration to the next.
     reg_covar, max_iter, tol
         As in `sklearn.mixture.GaussianMixture`.
 
@@ -383,17 +397,19 @@ def fit_gaussian_mixture(
     weight = torch.ones_like(x[:, 0]) if weight is None else weight.to(x)
     weight = weight / weight.sum()
     if isinstance(start, MixtureParameters):
-        parameters, covariance_type = start, start.covariance_type
+        covariance_type = start.covariance_type
+    options = (covariance_type, reg_covar, equal_weights, shrinkage)
+    if isinstance(start, MixtureParameters):
+        parameters = start
     else:
         parts = _pieces(len(x), start[0].numel() * x.shape[1], x.device)
         parts = (
             mixture_statistics(x[i], start[i] * _like(weight[i], start), covariance_type)
             for i in parts
         )
-        parameters = maximize(_total(parts), covariance_type, reg_covar, equal_weights)
+        parameters = maximize(_total(parts), *options)
     single = parameters.weights.dim() == 1
     parameters = parameters.take(None) if single else parameters
-    options = (covariance_type, reg_covar, equal_weights)
     fit = _iterate(x, weight, parameters, hard, options, max_iter, tol)
     return fit.take(0) if single else fit
 

@@ -112,6 +112,30 @@ def test_the_m_step_is_weighted_means_and_covariances(covariance_type, X):
     np.testing.assert_allclose(got.covariances, covariances, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("covariance_type", ["full", "diag", "spherical"])
+def test_shrinkage_leads_to_covariances_that_are_one(covariance_type, X):
+    def estimate(shrinkage):
+        return estimate_gaussians(
+            torch.tensor(X), torch.tensor(start_of(X)), 0.01, covariance_type, shrinkage=shrinkage
+        )
+
+    own, half, tied = (estimate(shrinkage).covariances for shrinkage in (0.0, 0.5, 1.0))
+    pooled = torch.einsum("k,k...->...", estimate(0.0).weights, own)
+    torch.testing.assert_close(tied, pooled.expand_as(own))
+    torch.testing.assert_close(half, (own + tied) / 2)
+
+
+def test_em_shrunk_all_the_way_is_tied(X):
+    start, options = start_of(X), {"tol": 0.0, "max_iter": 6}
+    shrunk = em(X, start, shrinkage=1.0, **options)
+    tied = em(X, start, covariance_type="tied", **options)
+    torch.testing.assert_close(shrunk.parameters.means, tied.parameters.means)
+    torch.testing.assert_close(
+        full_covariances(shrunk.parameters), full_covariances(tied.parameters)
+    )
+    torch.testing.assert_close(shrunk.lower_bound, tied.lower_bound)
+
+
 # --- EM ---
 
 
