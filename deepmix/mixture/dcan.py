@@ -64,7 +64,7 @@ SQUARED_NORM = 10.0
 KMEANS_RESTARTS = 5
 # covariance_type='auto' is 'full' from so many rows on, for each dimension of each cluster, and up
 # to so many dimensions. Codes have variance one.
-ROWS_FOR_FULL, DIMENSIONS_FOR_FULL, REG_COVAR = 15, 16, 1e-3
+ROWS_FOR_FULL, DIMENSIONS_FOR_FULL, REG_COVAR, SHRINKAGE = 15, 16, 1e-3, 0.1
 CODES = 20_000  # at most, to start components from
 
 
@@ -678,7 +678,8 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         centers = plus_plus(z, self.n_clusters, generator, weight, self.readout_n_init)
         labels = log_joint(z, k_means(z, centers, weight).parameters).argmax(dim=-1)
         starts = torch.cat([own[:, None], one_hot(labels, self.n_clusters).double()], dim=1)
-        fit = fit_gaussian_mixture(z, starts, weight, covariance_type=kind, reg_covar=REG_COVAR)
+        options = {"covariance_type": kind, "reg_covar": REG_COVAR, "shrinkage": SHRINKAGE}
+        fit = fit_gaussian_mixture(z, starts, weight, **options)
         return fit.take(first_best(-fit.lower_bound.cpu())).parameters
 
     def _mixture(self):
