@@ -710,7 +710,8 @@ class DCAN(DecoderMixin, BaseDeepMixture):
 
     def _concerns(self, history):
         yield from super()._concerns(history)
-        if self._n_lost:
+        # Where clusters are lost to the predictions too, that has been said.
+        if self._n_lost and len(np.unique(self.labels_)) == self.n_clusters_:
             yield (
                 f"{self._n_lost} of {self.n_clusters} components of the mixture that training "
                 "followed have lost all their rows. Lower clustering_weight or "
