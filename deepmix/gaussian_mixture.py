@@ -14,7 +14,7 @@ References
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -68,6 +68,10 @@ class MixtureParameters:
         """The same of other tensors: ``function`` of each of the three."""
         tensors = (self.weights, self.means, self.covariances)
         return MixtureParameters(*(function(value) for value in tensors), self.covariance_type)
+
+    def shift(self, by):
+        """The mixture of rows moved ``by`` a vector."""
+        return replace(self, means=self.means + by)
 
     def take(self, index):
         """Mixtures by number, along the first axis."""
