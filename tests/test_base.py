@@ -257,6 +257,7 @@ ONE = {
         ("memory", 1.0),
         ("init", "random"),
         ("readout_n_init", 0),
+        ("equal_weights", None),
         ("encoder", "MLP"),
         ("decoder", 3),
         ("pretrain_max_iter", -1),

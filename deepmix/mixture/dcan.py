@@ -15,7 +15,6 @@ import torch
 from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
-from torch.nn.functional import one_hot
 
 from deepmix._torch import Rows, make_generator, sum_batchwise
 from deepmix.base import BaseDeepMixture, Interval, StrOptions
@@ -23,17 +22,12 @@ from deepmix.center_mixture import DecoderMixin
 from deepmix.gaussian_mixture import (
     COVARIANCE_TYPES,
     MixtureParameters,
-    fit_gaussian_mixture,
     full_covariances,
-    k_means,
-    log_joint,
-    plus_plus,
 )
 from deepmix.initialization import (
     ReconstructionObjective,
     build_autoencoder,
     canonical_order,
-    first_best,
     initial_centers,
     sample_rows,
 )
@@ -45,6 +39,7 @@ from deepmix.mixture.adversarial import (
     coders,
     hard_mixture,
 )
+from deepmix.mixture_search import covariance_type_for, search_mixture
 from deepmix.networks import check_layer_sizes, materialize, trainable
 from deepmix.training import History
 
@@ -62,10 +57,9 @@ LEAST_ERROR = 0.01
 # the start (on MNIST .59 to .64 accuracy with variance one in each of 196 pixels, .64 to .71 so).
 SQUARED_NORM = 10.0
 KMEANS_RESTARTS = 5
-# covariance_type='auto' is 'full' from so many rows on, for each dimension of each cluster, and up
-# to so many dimensions. Codes have variance one.
-ROWS_FOR_FULL, DIMENSIONS_FOR_FULL, REG_COVAR, SHRINKAGE = 15, 16, 1e-3, 0.1
-CODES = 20_000  # at most, to start components from
+REG_COVAR = 1e-3  # of the codes' variance
+# Rows at most, to start components from and to fit the mixture of the final codes to.
+CODES, FINAL_CODES = 20_000, 200_000
 
 
 class PaperSettings(NamedTuple):
@@ -149,8 +143,13 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     n_init : int, default=1
         Restarts, one after another: that whose components are tightest, relative to the codes'
         variance, is kept. No label-free criterion proved reliable.
-    readout_n_init : int, default=10
-        Starts of the mixture of the final codes.
+    readout_n_init : int, default=20
+        Starts of the mixture of the final codes, the tracked one beside them; a search by cuts and
+        merges follows (`deepmix.mixture_search.search_mixture`).
+    equal_weights : bool, default=True
+        Whether the clusters of that mixture have weight 1/K. On codes free weights let one
+        cluster grow at the cost of another: the likeliest mixture is then a worse one, on MNIST by
+        a tenth of accuracy. Set it to False where clusters differ in size by far.
     encoder, decoder : callable, torch.nn.Module or None, default=None
         Networks to use instead of ``hidden_layer_sizes``: a callable ``(n_in, n_out) ->
         nn.Module``, or a module, which is copied with its weights and never trained in place.
@@ -269,6 +268,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         "memory": [Interval(Real, 0, 1, closed="left")],
         "init": [StrOptions({"k-means", "k-means++"})],
         "readout_n_init": [Interval(Integral, 1, None, closed="left")],
+        "equal_weights": ["boolean"],
         "encoder": [None, callable],
         "decoder": [None, callable],
         "pretrain_max_iter": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
@@ -303,7 +303,8 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         memory=0.5,
         init="k-means",
         n_init=1,
-        readout_n_init=10,
+        readout_n_init=20,
+        equal_weights=True,
         encoder=None,
         decoder=None,
         pretrain_max_iter="auto",
@@ -342,6 +343,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         self.init = init
         self.n_init = n_init
         self.readout_n_init = readout_n_init
+        self.equal_weights = equal_weights
         self.encoder = encoder
         self.decoder = decoder
         self.pretrain_max_iter = pretrain_max_iter
@@ -655,32 +657,34 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     def _read_out(self, network, rows):
         """Fit the mixture that predictions are made from."""
         random_state = check_random_state(self.random_state)
-        codes, weight = sample_rows(rows, network.encode, self.n_clusters, random_state, CODES)
+        codes, weight = sample_rows(
+            rows, network.encode, self.n_clusters, random_state, FINAL_CODES
+        )
         # In a fixed order k-means++ draws the same whatever the order of the rows.
         codes, weight = canonical_order(codes, weight)
         z = torch.from_numpy(codes).to(rows.device)
         weight = None if weight is None else torch.from_numpy(weight).to(z.device)
-        own = one_hot(network.tracked.assign(z), self.n_clusters).double()
-        self._n_lost = int((own.sum(dim=0) == 0).sum())
+        counts = torch.bincount(network.tracked.assign(z), minlength=self.n_clusters)
+        self._n_lost = int((counts == 0).sum())
         network.publish()
         if self.covariance_type != "tracked":
-            kind = self._readout_type(rows.total_weight, z.shape[1])
-            generator = make_generator(random_state)
-            network.mixture.set(self._best_mixture(z.double(), own, weight, kind, generator))
+            fit = search_mixture(
+                z.double(),
+                self.n_clusters,
+                make_generator(random_state),
+                weight,
+                starts=[network.mixture.exact],
+                covariance_type=self._readout_type(rows.total_weight, z.shape[1]),
+                equal_weights=self.equal_weights,
+                reg_covar=REG_COVAR,
+                n_init=self.readout_n_init,
+            )
+            network.mixture.set(fit.parameters)
 
     def _readout_type(self, n_rows, n_dimensions):
         if self.covariance_type != "auto":
             return self.covariance_type
-        enough = n_rows >= ROWS_FOR_FULL * self.n_clusters * n_dimensions
-        return "full" if enough and n_dimensions <= DIMENSIONS_FOR_FULL else "tied"
-
-    def _best_mixture(self, z, own, weight, kind, generator):
-        centers = plus_plus(z, self.n_clusters, generator, weight, self.readout_n_init)
-        labels = log_joint(z, k_means(z, centers, weight).parameters).argmax(dim=-1)
-        starts = torch.cat([own[:, None], one_hot(labels, self.n_clusters).double()], dim=1)
-        options = {"covariance_type": kind, "reg_covar": REG_COVAR, "shrinkage": SHRINKAGE}
-        fit = fit_gaussian_mixture(z, starts, weight, **options)
-        return fit.take(first_best(-fit.lower_bound.cpu())).parameters
+        return covariance_type_for(n_rows, self.n_clusters, n_dimensions)
 
     def _mixture(self):
         """The fitted mixture on tensors."""
