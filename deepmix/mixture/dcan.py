@@ -56,7 +56,7 @@ LEAST_ERROR = 0.01
 # by the step times the norm of the row: more than this and the first steps of the game undo much of
 # the start (on MNIST .59 to .64 accuracy with variance one in each of 196 pixels, .64 to .71 so).
 SQUARED_NORM = 10.0
-KMEANS_RESTARTS = 5
+KMEANS_RESTARTS = 20
 REG_COVAR = 1e-3  # of the codes' variance
 # Rows at most, to start components from and to fit the mixture of the final codes to.
 CODES, FINAL_CODES = 20_000, 200_000
