@@ -61,7 +61,7 @@ with torch.no_grad():
     logit = module.judge(grid).reshape(200, 200).numpy()
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
-surface = left.pcolormesh(across, up, logit.clip(-3, 3), cmap="RdBu", vmin=-3, vmax=3)
+surface = left.pcolormesh(across, up, logit, cmap="RdBu", vmin=-1, vmax=1)
 left.plot(*z.T, ".", color="black", markersize=1)
 fig.colorbar(surface, ax=left, label="the critic's logit")
 left.set_title("draw (blue) or code (red)?")
