@@ -102,10 +102,10 @@ class CenterMixture(BaseDeepMixture):
         return {**attributes, **center_mixture(network.select(restart).eval(), rows)}
 
 
-class LatentMixture(CenterMixture):
-    """Base class of models whose clusters have a centre among codes, which a decoder maps to data.
+class DecoderMixin:
+    """What can be done with codes: for models whose network gives ``decode(z)``.
 
-    The network gives ``decode(z)``; fitted are ``latent_centers_`` and ``latent_variance_``.
+    ``latent_centers_`` are the centres of the clusters among the codes.
     """
 
     def inverse_transform(self, X):
@@ -146,6 +146,13 @@ class LatentMixture(CenterMixture):
         steps = np.linspace(0, 1, n_steps)[:, None]
         ends = self.latent_centers_[[start, stop]]
         return self.inverse_transform((1 - steps) * ends[0] + steps * ends[1])
+
+
+class LatentMixture(DecoderMixin, CenterMixture):
+    """Base class of models whose clusters have a centre among codes, which a decoder maps to data.
+
+    The network gives ``decode(z)``; fitted are ``latent_centers_`` and ``latent_variance_``.
+    """
 
     def sample(self, n_samples=1):
         """Draw codes from the spherical mixture around the centres, and decode them.

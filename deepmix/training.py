@@ -188,6 +188,7 @@ def minimize(
     callbacks=(),
     solver="adam",
     epsilon=1e-8,
+    momentum=None,
     weight_decay=0.0,
     max_grad_norm=None,
     precision="float32",
@@ -212,6 +213,8 @@ def minimize(
     solver : {'adam', 'sgd'}
     epsilon : float
         Adam's.
+    momentum : float or None
+        Adam's decay of the first moment, or SGD's momentum; None is 0.9 and 0.
     weight_decay : float
         Factor of the squared norm of the parameters, halved, in the loss of a batch: since that is
         a sum over rows, the factor for a mean is to be multiplied by the weight of a batch.
@@ -236,7 +239,7 @@ def minimize(
         in all of them.
     """
     phases = objective.phases()
-    build = _OptimizerFactory(solver, learning_rate, epsilon, weight_decay)
+    build = _OptimizerFactory(solver, learning_rate, epsilon, momentum, weight_decay)
     history = History(
         watch=objective.watch,
         optimizers=_resume(optimizers, [build(phase) for phase in phases]),
@@ -339,9 +342,10 @@ def _read(totals, total_weight, epoch, task):
 class _OptimizerFactory:
     """Builds the optimiser of a phase, fused into one kernel where torch has one."""
 
-    def __init__(self, solver, learning_rate, epsilon, weight_decay):
+    def __init__(self, solver, learning_rate, epsilon, momentum, weight_decay):
         self.solver, self.learning_rate = solver, learning_rate
         self.epsilon, self.weight_decay = epsilon, weight_decay
+        self.momentum = momentum
 
     def __call__(self, phase):
         if not phase.parameters:
@@ -351,8 +355,9 @@ class _OptimizerFactory:
         options = {"fused": True} if device in ("cpu", "cuda") else {"foreach": True}
         options |= {"lr": rate, "weight_decay": self.weight_decay}
         if self.solver == "sgd":
-            return torch.optim.SGD(phase.parameters, **options)
-        return torch.optim.Adam(phase.parameters, eps=self.epsilon, **options)
+            return torch.optim.SGD(phase.parameters, momentum=self.momentum or 0.0, **options)
+        betas = (0.9 if self.momentum is None else self.momentum, 0.999)
+        return torch.optim.Adam(phase.parameters, eps=self.epsilon, betas=betas, **options)
 
 
 def optimizer_to_numpy(optimizer):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import make_blobs
 
-from deepmix import AECM, ClusteringModule, DeepDPM, NeuralMixtureEM
+from deepmix import AECM, DCAN, ClusteringModule, DeepDPM, NeuralMixtureEM
 
 # tol=0: train for max_iter epochs, and do not warn that they were few.
 SMALL = {
@@ -25,6 +25,14 @@ SMALL = {
         "max_iter": 15,
         "learning_rate_init": 5e-3,
         "tol": 0,
+    },
+    DCAN: {
+        "hidden_layer_sizes": (16,),
+        "batch_size": 40,
+        "pretrain_max_iter": 20,
+        "max_iter": 15,
+        "learning_rate_init": 5e-3,
+        "readout_n_init": 2,
     },
     NeuralMixtureEM: {"n_init": 2, "max_iter": 30, "learning_rate_init": 1e-2},
     # Nets soft enough after 60 epochs of 12 steps for responsibilities to hang on every digit.
@@ -43,7 +51,8 @@ def small():
 
 
 @pytest.fixture(
-    params=[ClusteringModule, AECM, NeuralMixtureEM, DeepDPM], ids=lambda cls: cls.__name__
+    params=[ClusteringModule, AECM, DCAN, NeuralMixtureEM, DeepDPM],
+    ids=lambda cls: cls.__name__,
 )
 def estimator_class(request):
     return request.param

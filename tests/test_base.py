@@ -12,11 +12,12 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from torch import nn
 
-from deepmix import AECM, ClusteringModule, DeepDPM, NeuralMixtureEM
+from deepmix import AECM, DCAN, ClusteringModule, DeepDPM, NeuralMixtureEM
 
 UNAVERAGED = {
     ClusteringModule: {"averaging": False},
     AECM: {"averaging": False},
+    DCAN: {},
     NeuralMixtureEM: {},
     DeepDPM: {},
 }
@@ -52,7 +53,7 @@ PLAIN = X_with(0.0)
 
 # Those that can draw new rows.
 with_centers = pytest.mark.parametrize(
-    "estimator_class", [ClusteringModule, AECM, DeepDPM], ids=lambda cls: cls.__name__
+    "estimator_class", [ClusteringModule, AECM, DCAN, DeepDPM], ids=lambda cls: cls.__name__
 )
 
 # --- Bad data ---
@@ -137,8 +138,9 @@ def test_before_fit_there_is_nothing_to_draw_from(estimator_class):
 
 @pytest.mark.parametrize("method", ["inverse_transform", "interpolate"])
 def test_before_fit_there_is_nothing_to_decode(method):
-    with pytest.raises(NotFittedError, match="not fitted yet"):
-        getattr(AECM(), method)(*((PLAIN,) if method == "inverse_transform" else (0, 1)))
+    for cls in (AECM, DCAN):
+        with pytest.raises(NotFittedError, match="not fitted yet"):
+            getattr(cls(), method)(*((PLAIN,) if method == "inverse_transform" else (0, 1)))
 
 
 @with_centers
@@ -232,6 +234,39 @@ ONE = {
         ("weight_decay", -1e-3),
         ("precision", "float16"),
     ],
+    DCAN: [
+        ("n_init", "auto"),
+        ("divergence", "wasserstein"),
+        ("divergence", None),
+        ("covariance_type", "ellipse"),
+        ("hidden_layer_sizes", 100),
+        ("latent_dim", 0),
+        ("latent_dim", 2.0),
+        ("clustering_weight", -1.0),
+        ("clustering_weight", None),
+        ("reconstruction_weight", -1.0),
+        ("conditional", "yes"),
+        ("generator_loss", "hinge"),
+        ("assignment", "nearest"),
+        ("critic_hidden_layer_sizes", 64),
+        ("activation", "leaky"),
+        ("spectral_norm", "yes"),
+        ("label_smoothing", 0.5),
+        ("update_every", -1),
+        ("pool_size", 0),
+        ("memory", 1.0),
+        ("init", "random"),
+        ("readout_n_init", 0),
+        ("equal_weights", None),
+        ("encoder", "MLP"),
+        ("decoder", 3),
+        ("pretrain_max_iter", -1),
+        ("pretrain_max_iter", None),
+        ("max_iter", "all"),
+        ("solver", "lbfgs"),
+        ("momentum", 1.0),
+        ("precision", "float16"),
+    ],
     DeepDPM: [
         ("n_clusters_init", 0),
         ("n_clusters_init", 2.5),
@@ -275,8 +310,11 @@ ONE = {
     ],
 }
 # Of ``ALL``: what DeepDPM has no use for. It finds the number of clusters, ends when no proposal
-# is left, always scales as ``scaling`` says, and selects by the posterior.
-WITHOUT = {DeepDPM: {"n_clusters", "n_iter_no_change", "scale", "selection"}}
+# is left, always scales as ``scaling`` says, and selects by the posterior; DCAN has one criterion.
+WITHOUT = {
+    DeepDPM: {"n_clusters", "n_iter_no_change", "scale", "selection"},
+    DCAN: {"selection"},
+}
 BAD_PARAMETERS = [
     (cls, *pair)
     for cls, own in ONE.items()
@@ -309,6 +347,9 @@ COMBINATIONS = [
     (ClusteringModule, {"concentration": [1.0, 2.0]}, "concentration must hold n_clusters=4"),
     (DeepDPM, {"hidden_layer_sizes": ()}, "hidden_layer_sizes must hold one or more integers"),
     (DeepDPM, {"max_clusters": 3}, "max_clusters=3 should be >= n_clusters_init=4"),
+    (DCAN, {"hidden_layer_sizes": (8, 0)}, "hidden_layer_sizes must hold integers >= 1; got"),
+    (DCAN, {"critic_hidden_layer_sizes": (0.5,)}, "critic_hidden_layer_sizes must hold integers"),
+    (DCAN, {"precision": "bfloat16", "dtype": "auto"}, "'bfloat16' goes with dtype='float32'"),
     (None, {"device": "gpu"}, "device='gpu' is not a device that torch knows"),
     (None, {"device": "cuda:99"}, "device='cuda:99' cannot be used on this machine"),
     (None, {"device": "meta"}, "device='meta' cannot be used on this machine"),
@@ -576,6 +617,8 @@ def test_neither_the_users_arrays_nor_global_states_are_changed(
         name, array = "weights", array / array.sum()
     elif estimator_class is DeepDPM:
         name, array = "prior_scale", array[:3]
+    elif estimator_class is DCAN:
+        name, array = "hidden_layer_sizes", np.array([16, 8])
     random_state = np.random.RandomState(0)
     copies = X.copy(), weight.copy(), array.copy()
     model = small(estimator_class, random_state=random_state, **{name: array})

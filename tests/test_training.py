@@ -80,6 +80,22 @@ def test_one_step_of_gradient_descent_is_the_formula():
     torch.testing.assert_close(objective.centre.data, expected)
 
 
+def test_momentum_is_that_of_gradient_descent_and_the_first_decay_of_adam():
+    def centre(solver, **options):
+        objective = Mean()
+        options |= {"learning_rate": 1e-3, "batch_size": N, "max_iter": 2, "solver": solver}
+        minimize(objective, data(), **options)
+        return objective.centre.detach()
+
+    total = data().take(torch.arange(N)).sum(dim=0)
+    first = 1e-3 * 2 * total
+    second = first + 1e-3 * (2 * total - 2 * N * first)
+    torch.testing.assert_close(centre("sgd"), second)
+    torch.testing.assert_close(centre("sgd", momentum=0.5), second + 0.5 * first)
+    torch.testing.assert_close(centre("adam"), centre("adam", momentum=0.9), rtol=0, atol=0)
+    assert torch.any(centre("adam") != centre("adam", momentum=0.5))
+
+
 def test_clipping_bounds_the_step():
     objective = Mean()
     options = {"solver": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.25}

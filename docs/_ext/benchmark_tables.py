@@ -87,7 +87,7 @@ def lines_of_file(path):
 
 def _title(path):
     quick = " (quick run)" if path.parent.name == "quick" else ""
-    words = path.stem.replace("_", " ").capitalize().replace("Aecm", "AECM")
+    words = path.stem.replace("_", " ").capitalize().replace("Aecm", "AECM").replace("Dcan", "DCAN")
     return words.replace("Neural mixture em", "Neural mixture EM") + quick
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deepmix import AECM, ClusteringModule, DeepDPM, NeuralMixtureEM
+from deepmix import AECM, DCAN, ClusteringModule, DeepDPM, NeuralMixtureEM
 from deepmix.gaussian_mixture import fit_gaussian_mixture, log_resp
 
 PATH = Path(__file__).with_name("reference.json")
@@ -55,6 +55,18 @@ FITS = {
     ),
     "DeepDPM": (DeepDPM, {"split_merge_every": 30, "freeze": 10, "max_iter": 40}),
     "DeepDPM, EM": (DeepDPM, {"amortized": False, "max_iter": 4}),
+    "DCAN": (DCAN, {}),
+    "DCAN, unconditional": (
+        DCAN,
+        {
+            "conditional": False,
+            "covariance_type": "tracked",
+            "spectral_norm": True,
+            "label_smoothing": 0.1,
+        },
+    ),
+    "DCAN, kl": (DCAN, {"divergence": "kl", "covariance_type": "full"}),
+    "DCAN, euclidean": (DCAN, {"divergence": "euclidean", "covariance_type": "tied"}),
 }
 
 MIXTURES = {
@@ -83,6 +95,14 @@ def fit(name):
     small = {
         AECM: {"hidden_layer_sizes": (6,), "latent_dim": 3, "learning_rate_init": 1e-2},
         NeuralMixtureEM: {"hidden_layer_sizes": (6,), "learning_rate_init": 1e-2},
+        DCAN: {
+            "hidden_layer_sizes": (6,),
+            "learning_rate_init": 1e-2,
+            "batch_size": 20,
+            "pretrain_max_iter": 10,
+            "max_iter": 10,
+            "readout_n_init": 2,
+        },
     }
     settings = {"dtype": "auto", "tol": 0, "random_state": 0, **small.get(cls, {}), **parameters}
     return cls(3, **settings).fit(data())

@@ -1,0 +1,723 @@
+r"""DCAN: deep clustering against a critic of the codes.
+
+Lim, "Deep clustering using adversarial net based clustering loss", arXiv 2412.08933. An encoder
+learns codes that a critic cannot tell from draws out of their own Gaussian, which brings them near
+a mixture in the sense of the Jensen-Shannon divergence. Implemented: Eqs. 1 to 8 and 13 to 23, with
+the closed forms (Kullback-Leibler, Euclidean) beside the game. Taken literally the method
+collapses; the default is the reading that does not.
+"""
+
+from numbers import Integral, Real
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.metrics import pairwise_distances_argmin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from deepmix._torch import Rows, make_generator, sum_batchwise
+from deepmix.base import BaseDeepMixture, Interval, StrOptions
+from deepmix.center_mixture import DecoderMixin
+from deepmix.gaussian_mixture import (
+    COVARIANCE_TYPES,
+    MixtureParameters,
+    full_covariances,
+)
+from deepmix.initialization import (
+    ReconstructionObjective,
+    build_autoencoder,
+    canonical_order,
+    initial_centers,
+    sample_rows,
+)
+from deepmix.losses import squared_error
+from deepmix.mixture.adversarial import (
+    OBJECTIVES,
+    DCANNetwork,
+    Settings,
+    coders,
+    hard_mixture,
+)
+from deepmix.mixture_search import covariance_type_for, search_mixture
+from deepmix.networks import check_layer_sizes, materialize, trainable
+from deepmix.training import History
+
+# clustering_weight='auto'. Measured with labels in sight on MNIST, digits and Pendigits: the game
+# wants between 1 and 5 and breaks at 20, the Kullback-Leibler divergence shrinks the codes at 10.
+CLUSTERING_WEIGHTS = {"js": 3.0, "kl": 0.6, "euclidean": 1.0}
+# Of 'auto': steps of the game; steps of the autoencoder alone, and epochs that bound them.
+STEPS, PRETRAIN_STEPS, PRETRAIN_EPOCHS = 2000, 2400, (15, 150)
+BATCH = 128
+# The error of the autoencoder counts as no less than this share of the data's variance: a table
+# that it copies would be all reconstruction.
+LEAST_ERROR = 0.01
+# Of a scaled row, on average. Adam moves a weight by its step whatever the input, codes therefore
+# by the step times the norm of the row: more than this and the first steps of the game undo much of
+# the start (on MNIST .59 to .64 accuracy with variance one in each of 196 pixels, .64 to .71 so).
+SQUARED_NORM = 10.0
+KMEANS_RESTARTS = 20
+REG_COVAR = 1e-3  # of the codes' variance
+# Rows at most, to start components from and to fit the mixture of the final codes to.
+CODES, FINAL_CODES = 20_000, 200_000
+
+
+class PaperSettings(NamedTuple):
+    """What Sec. 3 says of a data set: hidden layers and width of the codes, critic."""
+
+    hidden_layer_sizes: tuple
+    latent_dim: int
+    critic_hidden_layer_sizes: tuple
+
+
+PAPER_SETTINGS = {
+    "mnist": PaperSettings((384,), 256, (16,)),
+    "reuters10k": PaperSettings((100,), 500, (100,)),
+    "cifar10": PaperSettings((1024, 512), 128, (16,)),
+}
+
+# --- Estimator -------------------------------------------------------------------------
+
+
+class DCAN(DecoderMixin, BaseDeepMixture):
+    """DCAN: an encoder against a critic that asks whether codes come from their cluster.
+
+    An autoencoder is trained, then its encoder goes on: until a small network, the critic, cannot
+    tell codes relative to their own cluster from Gaussian noise, while the decoder still rebuilds
+    the data. Clusters are read from a Gaussian mixture of the codes. For images; on tables an
+    autoencoder may lose more than the game wins back.
+
+    Parameters
+    ----------
+    n_clusters : int, default=10
+        Number of clusters.
+    divergence : {'js', 'kl', 'euclidean'}, default='js'
+        What brings codes near their own component: the critic, which stands for the Jensen-Shannon
+        divergence; or a closed form, the Kullback-Leibler divergence of two Gaussians or half the
+        squared distance. Those are faster, and gain less on MNIST.
+    covariance_type : {'auto', 'full', 'tied', 'diag', 'spherical', 'tied_spherical', \
+            'tracked'}, default='auto'
+        Of the mixture that is fitted to the final codes and makes the predictions. 'tracked' takes
+        the one that training follows, with one variance for all, as it is. 'auto' is 'full' if
+        codes have 16 dimensions at most and there are 15 rows for each dimension of each cluster,
+        else 'tied'. It matters more than ``divergence``.
+    hidden_layer_sizes : tuple of int, default=(384, 128)
+        Layers of the encoder between data and codes; the decoder has them in reverse.
+    latent_dim : int or None, default=None
+        Dimension of the codes; None takes 10, or two thirds of ``n_clusters`` if that is more, but
+        no more than there are features. Codes of as many dimensions as the data are a copy of them.
+    clustering_weight : 'auto' or float, default='auto'
+        Weight of the divergence beside the reconstruction (gamma). 'auto' is 3 for 'js', 0.6 for
+        'kl' and 1 for 'euclidean'. The game breaks clusters at 20.
+    reconstruction_weight : float, default=1.0
+        Weight of the decoder's error, in units of that after pretraining. With 0 the decoder is
+        not trained further, as in the paper: nothing then keeps the codes from losing what tells
+        the clusters apart.
+    conditional : bool, default=True
+        Whether the critic sees codes relative to their own component, in units of its deviation,
+        or as they are. As they are it cannot ask which component a code belongs to: half of the
+        gain on MNIST is lost, and others lose accuracy.
+    generator_loss : {'non_saturating', 'saturating'}, default='non_saturating'
+        What the encoder minimises. The paper's 'saturating' loses clusters.
+    assignment : {'posterior', 'literal'}, default='posterior'
+        How codes get their component. The paper's Eq. 22, 'literal', lacks the variance: all codes
+        end in one component. Codes then keep the scale that the encoder gives them.
+    critic_hidden_layer_sizes : tuple of int, default=(64,)
+        Of the critic; for 'kl' of the network that gives the deviations. The paper's 16 units of
+        tanh collapse.
+    activation : {'relu', 'tanh'}, default='relu'
+        Of all networks; the critic's ReLU is leaky. The paper's 'tanh' bounds the codes too.
+    spectral_norm : bool, default=False
+        Whether the layers of the critic are divided by their spectral norms. No harm, no gain.
+    label_smoothing : float, default=0.0
+        Subtracted from the critic's target for draws. No harm, no gain.
+    update_every : int, default=10
+        Steps between two sweeps of EM for the mixture that training follows; 0 keeps the mixture
+        as at the start, which is an adversarial autoencoder with that prior.
+    pool_size : int, default=1000
+        Rows whose codes such a sweep looks at.
+    memory : float, default=0.5
+        Share that the mixture keeps of its values at a sweep.
+    init : {'k-means', 'k-means++'}, default='k-means'
+        Where the components start, among the pretrained codes.
+    n_init : int, default=1
+        Restarts, one after another: that whose components are tightest, relative to the codes'
+        variance, is kept. No label-free criterion proved reliable.
+    readout_n_init : int, default=20
+        Starts of the mixture of the final codes, the tracked one beside them; a search by cuts and
+        merges follows (`deepmix.mixture_search.search_mixture`).
+    equal_weights : bool, default=True
+        Whether the clusters of that mixture have weight 1/K. On codes free weights let one
+        cluster grow at the cost of another: the likeliest mixture is then a worse one, on MNIST by
+        a tenth of accuracy. Set it to False where clusters differ in size by far.
+    encoder, decoder : callable, torch.nn.Module or None, default=None
+        Networks to use instead of ``hidden_layer_sizes``: a callable ``(n_in, n_out) ->
+        nn.Module``, or a module, which is copied with its weights and never trained in place.
+        Dropout in them draws from torch's global generator.
+    pretrain_max_iter : int or 'auto', default='auto'
+        Epochs of the autoencoder alone, at most; 'auto' makes 2400 steps of them, but no fewer
+        than 15 epochs and no more than 150. Without any the game starts from random codes, and
+        fails.
+    max_iter : int or 'auto', default='auto'
+        Epochs of the game, at most; 'auto' makes 2000 steps of them.
+    batch_size : int or 'auto', default='auto'
+        Rows in a step, twice as many in pretraining; 'auto' is 128. The paper's 16 is slower and
+        loses accuracy.
+    learning_rate_init : float, default=0.001
+        Step size.
+    solver : {'adam', 'sgd'}, default='adam'
+        Optimiser; pretraining always has Adam. The paper's 'sgd' loses accuracy.
+    momentum : float, default=0.5
+        Adam's first decay rate, or the momentum of 'sgd', in the game.
+    scale : bool, default=True
+        Whether the network sees centred data, divided by one number that makes the mean squared
+        norm of a row 10; decoded centres and reconstructions are in the units of X.
+    precision : {'float32', 'bfloat16'}, default='float32'
+        Of the autoencoder's matrix products in training; 'bfloat16' is faster where the hardware
+        has it. The losses stay float32.
+    tol : float, default=0.0
+        An epoch counts as improvement if it lowers the encoder's loss by this fraction. 0 trains
+        for ``max_iter`` epochs: the losses of a game say little about its end.
+    n_iter_no_change : int, default=10
+        Epochs without improvement that end a stage.
+    warm_start : bool, default=False
+        Whether `fit` goes on from the last solution, without pretraining.
+    device : str or torch.device, default='auto'
+        Where to compute.
+    dtype : {'float32', 'float64', 'auto'}, default='float32'
+        Of training; 'auto' is that of X. Predictions are made in the dtype of X.
+    random_state : int, RandomState instance or None, default=None
+        Determines initial weights, draws and the order of rows.
+    verbose : int, default=0
+        Print a line every ten epochs (1) or every epoch (10).
+
+    Attributes
+    ----------
+    labels_ : ndarray of shape (n_samples,)
+        Cluster of each training row.
+    weights_ : ndarray of shape (n_clusters,)
+        Of the mixture of the codes.
+    means_ : ndarray of shape (n_clusters, latent_dim)
+        Of the mixture, among the codes; also ``latent_centers_``.
+    covariances_ : ndarray
+        Of the mixture: of shape (n_clusters, latent_dim, latent_dim), (latent_dim, latent_dim),
+        (n_clusters, latent_dim), (n_clusters,) or (), as ``covariance_type_`` says.
+    covariance_type_ : str
+        What 'auto' has chosen; 'tied_spherical' for 'tracked'.
+    cluster_centers_ : ndarray of shape (n_clusters, n_features)
+        Decoded means, in the units of X.
+    tracked_weights_, tracked_means_, tracked_variance_ : ndarray
+        Of the mixture that training followed.
+    n_clusters_ : int
+        Number of clusters.
+    history_ : dict of str to ndarray of shape (`n_iter_`,)
+        'loss' and its terms 'clustering' and 'reconstruction' (one without the game), per row;
+        'latent_variance', one at the start; of the critic 'critic', its loss (2 ln 2 if it can
+        tell nothing), and 'critic_accuracy'; and 'pretrain_reconstruction', of its own length.
+    n_iter_ : int
+        Epochs of the game.
+    converged_ : bool
+        Whether ``tol`` ended it.
+    device_ : str
+        Where it was trained.
+    n_features_in_ : int
+        Number of features seen during fit.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Their names, where X has strings for column names.
+
+    See Also
+    --------
+    AECM : An autoencoder with a clustering module.
+    deepmix.pretrain_autoencoder : One autoencoder for several estimators.
+    sklearn.mixture.GaussianMixture : Without a network.
+
+    References
+    ----------
+    .. [1] K.-L. Lim, "Deep clustering using adversarial net based clustering loss",
+       arXiv 2412.08933, 2024.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from deepmix import DCAN
+    >>> X = load_iris().data
+    >>> model = DCAN(3, hidden_layer_sizes=(32,), pretrain_max_iter=20, max_iter=20, random_state=0)
+    >>> model.fit(X).means_.shape
+    (3, 4)
+    >>> model.cluster_centers_.shape
+    (3, 4)
+    """
+
+    _parameter_constraints: dict = {
+        **BaseDeepMixture._parameter_constraints,
+        "divergence": [StrOptions({"js", "kl", "euclidean"})],
+        "covariance_type": [StrOptions({"auto", "tracked", *COVARIANCE_TYPES})],
+        "hidden_layer_sizes": ["array-like"],
+        "latent_dim": [None, Interval(Integral, 1, None, closed="left")],
+        "clustering_weight": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
+        "reconstruction_weight": [Interval(Real, 0, None, closed="left")],
+        "conditional": ["boolean"],
+        "generator_loss": [StrOptions({"non_saturating", "saturating"})],
+        "assignment": [StrOptions({"posterior", "literal"})],
+        "critic_hidden_layer_sizes": ["array-like"],
+        "activation": [StrOptions({"relu", "tanh"})],
+        "spectral_norm": ["boolean"],
+        "label_smoothing": [Interval(Real, 0, 0.5, closed="left")],
+        "update_every": [Interval(Integral, 0, None, closed="left")],
+        "pool_size": [Interval(Integral, 1, None, closed="left")],
+        "memory": [Interval(Real, 0, 1, closed="left")],
+        "init": [StrOptions({"k-means", "k-means++"})],
+        "readout_n_init": [Interval(Integral, 1, None, closed="left")],
+        "equal_weights": ["boolean"],
+        "encoder": [None, callable],
+        "decoder": [None, callable],
+        "pretrain_max_iter": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
+        "max_iter": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
+        "solver": [StrOptions({"adam", "sgd"})],
+        "momentum": [Interval(Real, 0, 1, closed="left")],
+        "scale": ["boolean"],
+        "precision": [StrOptions({"float32", "bfloat16"})],
+    }
+    _network_class = DCANNetwork
+    _transform_output = "encode"
+
+    def __init__(
+        self,
+        n_clusters=10,
+        *,
+        divergence="js",
+        covariance_type="auto",
+        hidden_layer_sizes=(384, 128),
+        latent_dim=None,
+        clustering_weight="auto",
+        reconstruction_weight=1.0,
+        conditional=True,
+        generator_loss="non_saturating",
+        assignment="posterior",
+        critic_hidden_layer_sizes=(64,),
+        activation="relu",
+        spectral_norm=False,
+        label_smoothing=0.0,
+        update_every=10,
+        pool_size=1000,
+        memory=0.5,
+        init="k-means",
+        n_init=1,
+        readout_n_init=20,
+        equal_weights=True,
+        encoder=None,
+        decoder=None,
+        pretrain_max_iter="auto",
+        max_iter="auto",
+        batch_size="auto",
+        learning_rate_init=1e-3,
+        solver="adam",
+        momentum=0.5,
+        scale=True,
+        precision="float32",
+        tol=0.0,
+        n_iter_no_change=10,
+        warm_start=False,
+        device="auto",
+        dtype="float32",
+        random_state=None,
+        verbose=0,
+    ):
+        self.n_clusters = n_clusters
+        self.divergence = divergence
+        self.covariance_type = covariance_type
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.latent_dim = latent_dim
+        self.clustering_weight = clustering_weight
+        self.reconstruction_weight = reconstruction_weight
+        self.conditional = conditional
+        self.generator_loss = generator_loss
+        self.assignment = assignment
+        self.critic_hidden_layer_sizes = critic_hidden_layer_sizes
+        self.activation = activation
+        self.spectral_norm = spectral_norm
+        self.label_smoothing = label_smoothing
+        self.update_every = update_every
+        self.pool_size = pool_size
+        self.memory = memory
+        self.init = init
+        self.n_init = n_init
+        self.readout_n_init = readout_n_init
+        self.equal_weights = equal_weights
+        self.encoder = encoder
+        self.decoder = decoder
+        self.pretrain_max_iter = pretrain_max_iter
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.learning_rate_init = learning_rate_init
+        self.solver = solver
+        self.momentum = momentum
+        self.scale = scale
+        self.precision = precision
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.warm_start = warm_start
+        self.device = device
+        self.dtype = dtype
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @classmethod
+    def from_paper(cls, dataset, n_clusters=10, **parameters):
+        """Make an estimator that takes the paper at its word (Sec. 3 and Appendix A).
+
+        Networks of tanh units and no decoder; no pretraining; a critic of codes as they are, with
+        the saturating loss and Eq. 22; gradient descent with momentum in batches of 16. It
+        collapses: :doc:`/methods/dcan` says why, and the default is what works.
+
+        Parameters
+        ----------
+        dataset : {'mnist', 'reuters10k', 'cifar10'}
+            Whose networks to take.
+        n_clusters : int, default=10
+        **parameters
+            Override any of these settings.
+
+        Returns
+        -------
+        estimator : DCAN
+        """
+        if dataset not in PAPER_SETTINGS:
+            raise ValueError(
+                f"The paper lists no networks for {dataset!r}. Choose one of "
+                f"{sorted(PAPER_SETTINGS)}."
+            )
+        settings = {
+            **PAPER_SETTINGS[dataset]._asdict(),
+            "covariance_type": "tracked",
+            "clustering_weight": 1.0,
+            "reconstruction_weight": 0.0,
+            "conditional": False,
+            "generator_loss": "saturating",
+            "assignment": "literal",
+            "activation": "tanh",
+            "memory": 0.0,
+            "update_every": 1,
+            "pool_size": 600,
+            "pretrain_max_iter": 0,
+            "max_iter": 1,
+            "batch_size": 16,
+            "solver": "sgd",
+            "momentum": 0.9,
+            "learning_rate_init": 1e-3 / 16,  # of sums over a batch; 1e-3 of means in the paper
+            "scale": False,
+        }
+        return cls(n_clusters, **{**settings, **parameters})
+
+    def read_out(self, X, sample_weight=None):
+        """Fit the mixture of the codes anew, and nothing else.
+
+        With ``covariance_type`` and ``readout_n_init`` as they are now, on the codes of X: to try
+        another mixture on a network that is trained. ``labels_`` are those of X then.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features)
+        sample_weight : array-like of shape (n_samples,), default=None
+            How often each row counts.
+
+        Returns
+        -------
+        self : object
+        """
+        check_is_fitted(self)
+        self._validate_params()
+        X, weight = self._check_training_data(X, sample_weight, reset=False)
+        rows = Rows(X, self._prediction_device(), self._training_dtype(X), weight)
+        network = self._rebuild(rows.dtype, rows.device)
+        self._read_out(network, rows)
+        for name, value in self._fitted_attributes(network, rows).items():
+            setattr(self, name, value)
+        self.labels_ = self._predict(X)
+        return self
+
+    @property
+    def latent_centers_(self):
+        """Means of the mixture: ``means_``."""
+        return self.means_
+
+    def score_samples(self, X):
+        """Log-density of the code of each row under the mixture.
+
+        Codes have variance one, yet the number cannot compare two fits: another encoder lays out
+        other codes. It tells rows of one fit apart.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features)
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,)
+            In nats, for codes.
+        """
+        return self._apply("log_density", self._check_data(X))
+
+    def sample(self, n_samples=1):
+        """Draw codes from the mixture, and decode them.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+        labels : ndarray of shape (n_samples,)
+            Cluster that each row was drawn from.
+        """
+        check_is_fitted(self)
+        labels, noise = self._draw(n_samples, self._n_features_out)
+        factors = np.linalg.cholesky(full_covariances(self._mixture()).numpy())[labels]
+        codes = self.means_[labels] + np.einsum("nij,nj->ni", factors, noise)
+        return self.inverse_transform(codes), labels
+
+    # --- Hooks of the base class -----------------------------------------------------
+
+    @property
+    def _n_features_out(self):
+        return self._arguments["latent_dim"]
+
+    def _row_width(self, n_features):
+        arguments = self._arguments
+        return max(n_features, arguments["n_clusters"] * arguments["latent_dim"])
+
+    def _network_arguments(self, n_features):
+        hidden = tuple(self.hidden_layer_sizes)
+        latent_dim = self.latent_dim or min(n_features, max(10, 2 * self.n_clusters // 3))
+        return {
+            "n_features": n_features,
+            "n_clusters": self.n_clusters,
+            "latent_dim": latent_dim,
+            "hidden_layer_sizes": hidden,
+            "encoder": self.encoder,
+            "decoder": self.decoder,
+            "divergence": self.divergence,
+            "conditional": self.conditional,
+            "critic_hidden_layer_sizes": tuple(self.critic_hidden_layer_sizes),
+            "activation": self.activation,
+            "spectral_norm": self.spectral_norm,
+        }
+
+    def _check_parameters(self):
+        super()._check_parameters()
+        check_layer_sizes(self.hidden_layer_sizes)
+        check_layer_sizes(self.critic_hidden_layer_sizes, "critic_hidden_layer_sizes")
+        if self.precision == "bfloat16" and self.dtype != "float32":
+            raise ValueError(
+                f"precision='bfloat16' goes with dtype='float32'; got dtype={self.dtype!r}. Change "
+                "one of the two."
+            )
+
+    def _init_network(self, rows, n_restarts, random_state, generator):
+        arguments = self._network_arguments(rows.n_features)
+        network = DCANNetwork(**arguments)
+        parts = ("hidden_layer_sizes", "activation", "encoder", "decoder")
+        hidden, latent_dim = arguments["hidden_layer_sizes"], arguments["latent_dim"]
+        spec = coders(**{name: arguments[name] for name in parts})
+        network.autoencoder = build_autoencoder(
+            rows.n_features, hidden, latent_dim, generator, **spec
+        )
+        for name in ("critic", "deviation"):
+            if getattr(network, name) is not None:
+                # With biases of zero a code on its mean would lie on the kink of every ReLU.
+                part = materialize(getattr(network, name), generator, "fan-in")
+                setattr(network, name, part)
+        network = network.to(rows.dtype)
+        if self.scale:
+            mean, variances = rows.moments()
+            network.scaler.fit(mean, variances * len(variances) / SQUARED_NORM)
+        return network
+
+    # --- Training --------------------------------------------------------------------
+
+    def _train(self, network, rows, generator, random_state, reports):
+        told = {"network": network, "rows": rows, "reports": reports, "generator": generator}
+        before = History()
+        if not self._continues():
+            before = self._pretrain(told)
+            self._start(network.eval(), rows, random_state)
+            network.train()
+        history = History(interrupted=before.interrupted)
+        if not before.interrupted and trainable(network.autoencoder.encoder):
+            history = self._minimize(
+                OBJECTIVES[self.divergence](network, rows, self._settings(rows), generator),
+                max_iter=self._n_epochs(rows),
+                solver=self.solver,
+                momentum=self.momentum,
+                **told,
+            )
+        history.before = {f"pretrain_{name}": values for name, values in before.terms.items()}
+        return history
+
+    def _minimize(self, *args, **options):
+        return super()._minimize(*args, precision=self.precision, **options)
+
+    def _batch_size(self, rows):
+        return BATCH if self.batch_size == "auto" else int(self.batch_size)
+
+    def _n_epochs(self, rows):
+        if self.max_iter != "auto":
+            return self.max_iter
+        return -(-STEPS // len(rows.batch_sizes(self._batch_size(rows))))
+
+    def _settings(self, rows):
+        weight = self.clustering_weight
+        return Settings(
+            clustering_weight=CLUSTERING_WEIGHTS[self.divergence] if weight == "auto" else weight,
+            reconstruction_weight=self.reconstruction_weight,
+            update_every=self.update_every,
+            pool_size=self.pool_size,
+            memory=self.memory,
+            literal=self.assignment == "literal",
+            saturating=self.generator_loss == "saturating",
+            label_smoothing=self.label_smoothing,
+            batch_size=self._batch_size(rows),
+        )
+
+    def _pretrain(self, told):
+        network, rows = told["network"], told["rows"]
+        if not trainable(network.autoencoder):
+            return History()
+        batch_size, n_epochs = 2 * self._batch_size(rows), self.pretrain_max_iter
+        if n_epochs == "auto":
+            n_steps = len(rows.batch_sizes(batch_size))
+            n_epochs = int(np.clip(-(-PRETRAIN_STEPS // n_steps), *PRETRAIN_EPOCHS))
+        return self._minimize(
+            ReconstructionObjective(network.autoencoder, network.scaler),
+            max_iter=n_epochs,
+            batch_size=batch_size,
+            task="pretrain",
+            **told,
+        )
+
+    def _start(self, network, rows, random_state):
+        """Units of codes and losses, and components by k-means."""
+        self._normalize(network, rows)
+        _, variances = rows.moments()
+        floor = LEAST_ERROR * float(variances.sum()) / float(network.scaler.scale) ** 2
+
+        def error(batch, weight):
+            x = network.scaler(batch)
+            return squared_error(x, network.autoencoder(x), weight).double().cpu()
+
+        mean = float(sum_batchwise(error, rows)) / rows.total_weight
+        network.error_unit.fill_(max(mean, floor) or 1.0)
+        codes, weight = sample_rows(rows, network.encode, self.n_clusters, random_state, CODES)
+        centers = initial_centers(
+            self.init, codes, self.n_clusters, random_state, weight, n_init=KMEANS_RESTARTS
+        )
+        nearest = torch.from_numpy(pairwise_distances_argmin(codes, centers))
+        z = torch.from_numpy(codes).double()
+        weight = torch.ones_like(z[:, 0]) if weight is None else torch.from_numpy(weight)
+        uniform = torch.full((self.n_clusters,), 1.0 / self.n_clusters).double()
+        before = uniform, torch.from_numpy(centers).double(), torch.ones(()).double()
+        network.tracked.set(*hard_mixture(z, nearest.long(), weight, before))
+        network.variance_unit.copy_(network.tracked.variance)
+
+    def _normalize(self, network, rows):
+        """Give codes mean zero and variance one, unless their scale is to mean something."""
+        if self.assignment == "literal":
+            return
+
+        def sums(batch, weight):
+            z = network.encode(batch).double()
+            return (weight.double() @ torch.cat([z, z.square()], dim=1)).cpu()
+
+        first, second = (sum_batchwise(sums, rows) / rows.total_weight).chunk(2)
+        network.normalize(first, float((second - first.square()).mean()))
+
+    def _criterion(self, network, rows):
+        """Share of the codes' variance that lies within components."""
+
+        def sums(batch, weight):
+            z, tracked = network.encode(batch), network.tracked
+            near = squared_error(z, tracked.means[tracked.assign(z)], weight)
+            return torch.cat([near[None], weight @ z, (weight @ z.square()).sum()[None]]).cpu()
+
+        near, *first, second = sum_batchwise(sums, rows).double() / rows.total_weight
+        total = second - torch.stack(first).square().sum()
+        return float(near / total.clamp_min(torch.finfo(rows.dtype).eps))
+
+    # --- The mixture of the final codes ----------------------------------------------
+
+    def _set_fitted(self, network, history, restart, rows, X):
+        if history.n_iter or not self._continues():
+            self._normalize(network, rows)
+            self._read_out(network, rows)
+        else:  # nothing has changed
+            network.mixture.exact = self._mixture()
+        super()._set_fitted(network, history, restart, rows, X)
+
+    def _read_out(self, network, rows):
+        """Fit the mixture that predictions are made from."""
+        random_state = check_random_state(self.random_state)
+        codes, weight = sample_rows(
+            rows, network.encode, self.n_clusters, random_state, FINAL_CODES
+        )
+        # In a fixed order k-means++ draws the same whatever the order of the rows.
+        codes, weight = canonical_order(codes, weight)
+        z = torch.from_numpy(codes).to(rows.device)
+        weight = None if weight is None else torch.from_numpy(weight).to(z.device)
+        counts = torch.bincount(network.tracked.assign(z), minlength=self.n_clusters)
+        self._n_lost = int((counts == 0).sum())
+        network.publish()
+        if self.covariance_type != "tracked":
+            fit = search_mixture(
+                z.double(),
+                self.n_clusters,
+                make_generator(random_state),
+                weight,
+                starts=[network.mixture.exact],
+                covariance_type=self._readout_type(rows.total_weight, z.shape[1]),
+                equal_weights=self.equal_weights,
+                reg_covar=REG_COVAR,
+                n_init=self.readout_n_init,
+            )
+            network.mixture.set(fit.parameters)
+
+    def _readout_type(self, n_rows, n_dimensions):
+        if self.covariance_type != "auto":
+            return self.covariance_type
+        return covariance_type_for(n_rows, self.n_clusters, n_dimensions)
+
+    def _mixture(self):
+        """The fitted mixture on tensors."""
+        arrays = (self.weights_, self.means_, self.covariances_)
+        return MixtureParameters(*map(torch.tensor, arrays), self.covariance_type_)
+
+    def _attributes_midway(self, network, rows):
+        network.publish()
+        return super()._attributes_midway(network, rows)
+
+    def _fitted_attributes(self, network, rows, restart=0):
+        attributes = super()._fitted_attributes(network, rows, restart)
+        with torch.inference_mode():
+            centers = network.decode(network.mixture.means)
+        mixture, tracked = network.mixture.exact, network.tracked
+        arrays = {
+            "cluster_centers_": centers,
+            "weights_": mixture.weights / mixture.weights.sum(),
+            "means_": mixture.means,
+            "covariances_": mixture.covariances,
+            "tracked_weights_": tracked.weights,
+            "tracked_means_": tracked.means,
+            "tracked_variance_": tracked.variance,
+        }
+        arrays = {name: value.double().cpu().numpy().copy() for name, value in arrays.items()}
+        return {**attributes, **arrays, "covariance_type_": mixture.covariance_type}
+
+    def _concerns(self, history):
+        yield from super()._concerns(history)
+        # Where clusters are lost to the predictions too, that has been said.
+        if self._n_lost and len(np.unique(self.labels_)) == self.n_clusters_:
+            yield (
+                f"{self._n_lost} of {self.n_clusters} components of the mixture that training "
+                "followed have lost all their rows. Lower clustering_weight or "
+                "learning_rate_init, or raise reconstruction_weight."
+            )
