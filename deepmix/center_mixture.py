@@ -102,11 +102,13 @@ class CenterMixture(BaseDeepMixture):
         return {**attributes, **center_mixture(network.select(restart).eval(), rows)}
 
 
-class LatentMixture(CenterMixture):
-    """Base class of models whose clusters have a centre among codes, which a decoder maps to data.
+class DecoderMixin:
+    """For models that decode codes: the network gives ``decode(z)``.
 
-    The network gives ``decode(z)``; fitted are ``latent_centers_`` and ``latent_variance_``.
+    ``_centers_attribute`` names the fitted centres among the codes.
     """
+
+    _centers_attribute = "latent_centers_"
 
     def inverse_transform(self, X):
         """Decode codes.
@@ -144,8 +146,15 @@ class LatentMixture(CenterMixture):
         """
         check_is_fitted(self)
         steps = np.linspace(0, 1, n_steps)[:, None]
-        ends = self.latent_centers_[[start, stop]]
+        ends = getattr(self, self._centers_attribute)[[start, stop]]
         return self.inverse_transform((1 - steps) * ends[0] + steps * ends[1])
+
+
+class LatentMixture(DecoderMixin, CenterMixture):
+    """Base class of models whose clusters have a centre among codes, which a decoder maps to data.
+
+    Fitted are ``latent_centers_`` and ``latent_variance_``.
+    """
 
     def sample(self, n_samples=1):
         """Draw codes from the spherical mixture around the centres, and decode them.

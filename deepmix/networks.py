@@ -499,11 +499,11 @@ def is_meta(module):
     return any(p.is_meta for p in module.parameters())
 
 
-def check_layer_sizes(sizes):
-    """Raise ValueError unless ``hidden_layer_sizes`` holds positive integers, or nothing."""
+def check_layer_sizes(sizes, name="hidden_layer_sizes"):
+    """Raise ValueError unless the parameter ``name`` holds positive integers, or nothing."""
     if not all(isinstance(size, Integral) and size >= 1 for size in sizes):
         raise ValueError(
-            f"hidden_layer_sizes must hold integers >= 1; got {sizes!r}. An empty tuple makes the "
+            f"{name} must hold integers >= 1; got {sizes!r}. An empty tuple makes the "
             "network linear."
         )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepmix import AECM, ClusteringModule, DeepDPM, NeuralMixtureEM
+from deepmix import AECM, AutoencoderDeepDPM, ClusteringModule, DeepDPM, NeuralMixtureEM
 
 PATH = Path(__file__).with_name("reference.json")
 
@@ -53,6 +53,16 @@ FITS = {
     ),
     "DeepDPM": (DeepDPM, {"split_merge_every": 30, "freeze": 10, "max_iter": 40}),
     "DeepDPM, EM": (DeepDPM, {"amortized": False, "max_iter": 4}),
+    "AutoencoderDeepDPM": (
+        AutoencoderDeepDPM,
+        {
+            "pretrain_max_iter": 20,
+            "n_alternations": 2,
+            "max_iter": 5,
+            "clustering_max_iter": 4,
+            "prior_scale": 0.5,
+        },
+    ),
 }
 
 
@@ -70,6 +80,11 @@ def fit(name):
     cls, parameters = FITS[name]
     small = {
         AECM: {"hidden_layer_sizes": (6,), "latent_dim": 3, "learning_rate_init": 1e-2},
+        AutoencoderDeepDPM: {
+            "hidden_layer_sizes": (6,),
+            "latent_dim": 2,
+            "learning_rate_init": 1e-2,
+        },
         NeuralMixtureEM: {"hidden_layer_sizes": (6,), "learning_rate_init": 1e-2},
     }
     settings = {"dtype": "auto", "tol": 0, "random_state": 0, **small.get(cls, {}), **parameters}
