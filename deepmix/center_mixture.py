@@ -103,10 +103,12 @@ class CenterMixture(BaseDeepMixture):
 
 
 class DecoderMixin:
-    """What can be done with codes: for models whose network gives ``decode(z)``.
+    """For models that decode codes: the network gives ``decode(z)``.
 
-    ``latent_centers_`` are the centres of the clusters among the codes.
+    ``_centers_attribute`` names the fitted centres among the codes.
     """
+
+    _centers_attribute = "latent_centers_"
 
     def inverse_transform(self, X):
         """Decode codes.
@@ -144,14 +146,14 @@ class DecoderMixin:
         """
         check_is_fitted(self)
         steps = np.linspace(0, 1, n_steps)[:, None]
-        ends = self.latent_centers_[[start, stop]]
+        ends = getattr(self, self._centers_attribute)[[start, stop]]
         return self.inverse_transform((1 - steps) * ends[0] + steps * ends[1])
 
 
 class LatentMixture(DecoderMixin, CenterMixture):
     """Base class of models whose clusters have a centre among codes, which a decoder maps to data.
 
-    The network gives ``decode(z)``; fitted are ``latent_centers_`` and ``latent_variance_``.
+    Fitted are ``latent_centers_`` and ``latent_variance_``.
     """
 
     def sample(self, n_samples=1):

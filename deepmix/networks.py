@@ -500,7 +500,7 @@ def is_meta(module):
 
 
 def check_layer_sizes(sizes, name="hidden_layer_sizes"):
-    """Raise ValueError unless a parameter of layer sizes holds positive integers, or nothing."""
+    """Raise ValueError unless the parameter ``name`` holds positive integers, or nothing."""
     if not all(isinstance(size, Integral) and size >= 1 for size in sizes):
         raise ValueError(
             f"{name} must hold integers >= 1; got {sizes!r}. An empty tuple makes the "

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 from sklearn.datasets import make_blobs
 
-from deepmix import AECM, DCAN, ClusteringModule, DeepDPM, NeuralMixtureEM
+from deepmix import (
+    AECM,
+    DCAN,
+    AutoencoderDeepDPM,
+    ClusteringModule,
+    DeepDPM,
+    NeuralMixtureEM,
+)
 
 # tol=0: train for max_iter epochs, and do not warn that they were few.
 SMALL = {
@@ -37,6 +44,16 @@ SMALL = {
     NeuralMixtureEM: {"n_init": 2, "max_iter": 30, "learning_rate_init": 1e-2},
     # Nets soft enough after 60 epochs of 12 steps for responsibilities to hang on every digit.
     DeepDPM: {"max_iter": 60, "split_merge_every": 60, "freeze": 20, "tol": 0},
+    AutoencoderDeepDPM: {
+        "hidden_layer_sizes": (16,),
+        "latent_dim": 3,
+        "pretrain_max_iter": 15,
+        "n_alternations": 1,
+        "max_iter": 15,
+        "clustering_max_iter": 20,
+        "learning_rate_init": 5e-3,
+        "tol": 0,
+    },
 }
 
 
@@ -50,10 +67,7 @@ def small():
     return build
 
 
-@pytest.fixture(
-    params=[ClusteringModule, AECM, DCAN, NeuralMixtureEM, DeepDPM],
-    ids=lambda cls: cls.__name__,
-)
+@pytest.fixture(params=SMALL, ids=lambda cls: cls.__name__)
 def estimator_class(request):
     return request.param
 

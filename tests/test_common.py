@@ -18,7 +18,14 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from deepmix import AECM, DCAN, ClusteringModule, DeepDPM, NeuralMixtureEM
+from deepmix import (
+    AECM,
+    DCAN,
+    AutoencoderDeepDPM,
+    ClusteringModule,
+    DeepDPM,
+    NeuralMixtureEM,
+)
 from deepmix.datasets import load
 from deepmix.metrics import silhouette_scorer
 
@@ -54,7 +61,29 @@ TINY = {
     },
     NeuralMixtureEM: {"n_init": 2, "max_iter": 20, "learning_rate_init": 1e-2},
     DeepDPM: {"max_iter": 40, "split_merge_every": 10, "freeze": 5},
+    AutoencoderDeepDPM: {
+        "hidden_layer_sizes": (8,),
+        "latent_dim": 3,
+        "pretrain_max_iter": 6,
+        "n_alternations": 1,
+        "max_iter": 8,
+        # Changes no number of clusters: a check of sparse rows wants one column of predict_proba
+        # for each of the four classes of its y.
+        "clustering_max_iter": 2,
+        "learning_rate_init": 1e-2,
+    },
 }
+# Stages of a fit, by the parameters that say how many epochs they have; by default pretraining,
+# where there is such a thing, and the main one.
+STAGES = {
+    AutoencoderDeepDPM: (
+        "pretrain_max_iter",
+        "clustering_max_iter",
+        "max_iter",
+        "clustering_max_iter",
+    )
+}
+FINDS_NUMBER = (DeepDPM, AutoencoderDeepDPM)
 
 
 def number(cls):
@@ -69,11 +98,10 @@ def tiny(cls, **parameters):
 MINI_BATCHES = [tiny(cls) for cls in TINY]
 FULL_BATCHES = [
     *(tiny(cls, dtype="auto", batch_size=1000) for cls in TINY if cls is not DeepDPM),
-    # Two epochs change no number of clusters: a check of sparse rows wants one column of
-    # predict_proba for each of the four classes of its y.
+    # Two epochs, as above.
     tiny(DeepDPM, dtype="auto", amortized=False, max_iter=2),
 ]
-DEFAULTS = [*(cls(4) for cls in TINY if cls is not DeepDPM), DeepDPM()]
+DEFAULTS = [*(cls(4) for cls in TINY if cls not in FINDS_NUMBER), *(cls() for cls in FINDS_NUMBER)]
 
 REASON = (
     "replace by a statistical test, see scikit-learn#16298: mini-batches hold other rows when "
@@ -82,14 +110,14 @@ REASON = (
 
 
 COLUMNS = (
-    "the check wants as many columns of predict_proba as its y has classes; by default DeepDPM "
-    "finds the number of its clusters"
+    "the check wants as many columns of predict_proba as its y has classes; by default DeepDPM and "
+    "AutoencoderDeepDPM find the number of their clusters"
 )
 
 
 def expected_failures(estimator):
     failures = {}
-    if estimator.get_params() == DeepDPM().get_params():
+    if any(repr(estimator) == repr(cls()) for cls in FINDS_NUMBER):
         failures = {f"check_estimator_sparse_{kind}": COLUMNS for kind in ("array", "matrix")}
     if estimator.dtype == "auto":
         return failures
@@ -247,8 +275,11 @@ def search(estimator_class, blobs, **options):
 def test_a_grid_search_finds_the_number_of_clusters(scoring, estimator_class, blobs):
     parameters = {"max_iter": 40} if estimator_class is ClusteringModule else {"max_iter": 60}
     X, y = blobs
-    if estimator_class is DeepDPM:  # finds it from any: here the two compete that it may not exceed
-        name, model = "max_clusters", DeepDPM(tol=0, random_state=0, **TINY[DeepDPM])
+    if estimator_class in FINDS_NUMBER:  # from any: here two compete that it may not exceed
+        name, options = "max_clusters", {**TINY[estimator_class], "clustering_max_iter": 30}
+        if estimator_class is DeepDPM:
+            del options["clustering_max_iter"]
+        model = estimator_class(tol=0, random_state=0, **options)
     else:
         name, model = "n_clusters", tiny(estimator_class, **parameters)
     grid = GridSearchCV(model, {name: [2, 4]}, cv=2, scoring=scoring, error_score="raise").fit(X, y)
@@ -379,7 +410,8 @@ def test_a_callback_sees_every_epoch_with_an_estimator_that_predicts(estimator_c
     first, *epochs, last = watching.epochs
     assert (first, last) == ("setup", "teardown")
     settings = TINY[estimator_class]
-    stages = [settings[n] for n in ("pretrain_max_iter", "max_iter") if n in settings]
+    names = STAGES.get(estimator_class, ("pretrain_max_iter", "max_iter"))
+    stages = [settings[name] for name in names if name in settings]
     assert epochs == [epoch for stage in stages for epoch in range(stage)]
     assert all(len(labels) == len(X) for labels in watching.labels)
     if estimator_class is AECM:  # one restart: what it saw last is what was kept

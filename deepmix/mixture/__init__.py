@@ -1,9 +1,17 @@
 """One paper, one file."""
 
 from deepmix.mixture.aecm import AECM
+from deepmix.mixture.autoencoder_deep_dpm import AutoencoderDeepDPM
 from deepmix.mixture.clustering_module import ClusteringModule
 from deepmix.mixture.dcan import DCAN
 from deepmix.mixture.deep_dpm import DeepDPM
 from deepmix.mixture.neural_mixture_em import NeuralMixtureEM
 
-__all__ = ["AECM", "DCAN", "ClusteringModule", "DeepDPM", "NeuralMixtureEM"]
+__all__ = [
+    "AECM",
+    "DCAN",
+    "AutoencoderDeepDPM",
+    "ClusteringModule",
+    "DeepDPM",
+    "NeuralMixtureEM",
+]

@@ -190,6 +190,7 @@ class DeepDPM(BaseDeepMixture):
     _network_class = DPMNetwork
     _transform_output = "resp"
     _n_clusters_parameter = "n_clusters_init"
+    _layers_parameter = "hidden_layer_sizes"  # of the clustering net
 
     def __init__(
         self,
@@ -309,7 +310,7 @@ class DeepDPM(BaseDeepMixture):
             Cluster that each row was drawn from.
         """
         check_is_fitted(self)
-        labels, noise = self._draw(n_samples, self.n_features_in_)
+        labels, noise = self._draw(n_samples, self.means_.shape[1])
         if self.covariances_.ndim == 3:
             factor = np.linalg.cholesky(self.covariances_)[labels]
             return self.means_[labels] + np.einsum("nij,nj->ni", factor, noise), labels
@@ -344,11 +345,12 @@ class DeepDPM(BaseDeepMixture):
 
     def _check_parameters(self):
         super()._check_parameters()
-        check_layer_sizes(self.hidden_layer_sizes)
-        if len(self.hidden_layer_sizes) == 0:
+        sizes = self._clustering_layer_sizes()
+        check_layer_sizes(sizes, self._layers_parameter)
+        if len(sizes) == 0:
             raise ValueError(
-                "hidden_layer_sizes must hold one or more integers >= 1; got "
-                f"{self.hidden_layer_sizes!r}. (50,) is the paper's."
+                f"{self._layers_parameter} must hold one or more integers >= 1; got {sizes!r}. "
+                "(50,) is the paper's."
             )
         if self.max_clusters is not None and self.max_clusters < self.n_clusters_init:
             raise ValueError(
@@ -356,11 +358,18 @@ class DeepDPM(BaseDeepMixture):
                 f"{self.n_clusters_init}. Raise the one or lower the other."
             )
 
+    def _clustering_layer_sizes(self):
+        return getattr(self, self._layers_parameter)
+
     def _network_arguments(self, n_features):
+        return self._mixture_arguments(n_features)
+
+    def _mixture_arguments(self, n_features):
+        sizes = tuple(self._clustering_layer_sizes()) if self.amortized else None
         return {
             "n_features": n_features,
             "n_clusters": self._n_clusters_to_begin_with(),
-            "hidden_layer_sizes": tuple(self.hidden_layer_sizes) if self.amortized else None,
+            "hidden_layer_sizes": sizes,
             "full": self.covariance_type == "full",
             "normalize": self.scaling == "normalize",
         }
@@ -373,27 +382,43 @@ class DeepDPM(BaseDeepMixture):
         return {**arguments, "n_clusters": len(network.mixture.means)}
 
     def _init_network(self, rows, n_restarts, random_state, generator):
-        network = DPMNetwork(**self._network_arguments(rows.n_features))
+        network = self._draw_mixture(rows.n_features, generator)
+        return self._fit_scaler(network.to(rows.dtype), rows)
+
+    def _draw_mixture(self, n_features, generator):
+        """A mixture without data, its net with weights from the generator."""
+        network = DPMNetwork(**self._mixture_arguments(n_features))
         if network.net is not None:
             network.net = materialize(network.net, generator)
-        network = network.to(rows.dtype)
+        return network
+
+    def _fit_scaler(self, network, rows):
         if self.scaling == "standard":
             network.scaler.fit(*rows.moments())
         return network
 
     def _train(self, network, rows, generator, random_state, reports):
+        options = {"max_iter": self.max_iter}
+        return self._cluster(network, rows, generator, random_state, reports, **options)
+
+    def _resumes(self, network):
+        """Whether a clustering goes on from the mixture of the last fit."""
+        return self._continues()
+
+    def _cluster(self, network, rows, generator, random_state, reports, **options):
+        """Find the clusters of these rows: one whole training of the mixture."""
         data = ScaledRows(rows, network.scaler)
         prior = self._prior(data)
         splitter = Splitter(data, prior, float(np.log(self.concentration)))
         draws = generator if self.stochastic else None
         partition = Partition(data, prior, splitter, self.max_clusters, self.check_unions, draws)
-        if self._continues():
+        if self._resumes(network):
             labels = data.map(lambda x, part: network.labels(x.to(rows.dtype)))
             partition.resume(labels, *mixture_to_scaled(self, network))
         else:
             partition.start(self._initial_labels(data, network, rows, random_state))
         objective = self._objective(network, partition, generator)
-        options = {"generator": generator if self.amortized else None}
+        options["generator"] = generator if self.amortized else None
         if not self.amortized:
             options["batch_size"] = max(256, CHUNK // rows.n_features)
         history = self._minimize(
@@ -401,7 +426,6 @@ class DeepDPM(BaseDeepMixture):
             network,
             rows,
             reports,
-            max_iter=self.max_iter,
             may_stop=False,
             callbacks=[Settled(objective)] if self.tol > 0 else [],
             **options,
@@ -417,12 +441,12 @@ class DeepDPM(BaseDeepMixture):
         if not self.amortized:
             return MixtureObjective(network, partition, self.tol)
         like = network.mixture.means
-        subnets = SubclusteringNets(like.shape[1], partition.n_clusters, self.hidden_layer_sizes[0])
-        subnets.draw(generator)
-        if self._continues():
+        width = self._clustering_layer_sizes()[0]
+        subnets = SubclusteringNets(like.shape[1], partition.n_clusters, width).draw(generator)
+        if self._resumes(network):
             load_state(subnets, self._subnets_state)
         else:
-            network.inherit(torch.arange(partition.n_clusters) % self.n_clusters_init)
+            network.inherit(torch.arange(partition.n_clusters) % network.net[-1].out_features)
         return AmortizedObjective(
             network,
             partition,
@@ -446,20 +470,26 @@ class DeepDPM(BaseDeepMixture):
     def _prior(self, data):
         """The normal-inverse-Wishart prior, around the mean of the scaled rows."""
         mean = add(data.weight[part] @ x for part, x in data.chunks()) / data.total_weight
-        n_features = len(mean)
+        dof, scale = self._prior_spread(data.total_weight, len(mean))
+        kappa, dof = mean.new_tensor(self.prior_kappa), mean.new_tensor(dof)
+        return NormalInverseWishart(mean, kappa, dof, mean.new_tensor(scale))
+
+    def _prior_spread(self, total_weight, n_features):
+        """Degrees of freedom and scale of the prior."""
         dof = n_features + 2.0 if self.prior_dof is None else float(self.prior_dof)
         if self.covariance_type == "full" and dof <= n_features - 1:
             raise ValueError(
                 f"prior_dof={self.prior_dof} should be > n_features - 1 = {n_features - 1}. "
                 "Leave it at None for n_features + 2."
             )
-        scale = self._prior_scale(data.total_weight, n_features)
-        kappa, dof = mean.new_tensor(self.prior_kappa), mean.new_tensor(dof)
-        return NormalInverseWishart(mean, kappa, dof, mean.new_tensor(scale))
+        return dof, self._prior_scale(total_weight, n_features)
+
+    def _auto_scale(self, total_weight, n_features):
+        return auto_scale(total_weight, n_features)
 
     def _prior_scale(self, total_weight, n_features):
         if isinstance(self.prior_scale, str):
-            scale = np.full(n_features, auto_scale(total_weight, n_features))
+            scale = np.full(n_features, self._auto_scale(total_weight, n_features))
         else:
             scale = np.asarray(self.prior_scale, dtype=np.float64)
             scale = np.full(n_features, float(scale)) if scale.ndim == 0 else scale

@@ -1,7 +1,8 @@
 r"""A Dirichlet process mixture of Gaussians whose responsibilities are learnt: equations, training.
 
 The losses of Ronen et al. (2022), the clustering net and the subclustering nets, and the two ways
-of training the mixture: with these nets, or by EM. The estimator is in `deepmix.mixture.deep_dpm`.
+of training the mixture: with these nets, or by EM. The estimators are in `deepmix.mixture.deep_dpm`
+and `deepmix.mixture.autoencoder_deep_dpm`.
 """
 
 import numpy as np

@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deepmix import AECM, DCAN, ClusteringModule, DeepDPM, NeuralMixtureEM
+from deepmix import (
+    AECM,
+    DCAN,
+    AutoencoderDeepDPM,
+    ClusteringModule,
+    DeepDPM,
+    NeuralMixtureEM,
+)
 from deepmix.gaussian_mixture import fit_gaussian_mixture, log_resp
 
 PATH = Path(__file__).with_name("reference.json")
@@ -67,6 +74,16 @@ FITS = {
     ),
     "DCAN, kl": (DCAN, {"divergence": "kl", "covariance_type": "full"}),
     "DCAN, euclidean": (DCAN, {"divergence": "euclidean", "covariance_type": "tied"}),
+    "AutoencoderDeepDPM": (
+        AutoencoderDeepDPM,
+        {
+            "pretrain_max_iter": 20,
+            "n_alternations": 2,
+            "max_iter": 5,
+            "clustering_max_iter": 4,
+            "prior_scale": 0.5,
+        },
+    ),
 }
 
 MIXTURES = {
@@ -94,6 +111,11 @@ def fit(name):
     cls, parameters = FITS[name]
     small = {
         AECM: {"hidden_layer_sizes": (6,), "latent_dim": 3, "learning_rate_init": 1e-2},
+        AutoencoderDeepDPM: {
+            "hidden_layer_sizes": (6,),
+            "latent_dim": 2,
+            "learning_rate_init": 1e-2,
+        },
         NeuralMixtureEM: {"hidden_layer_sizes": (6,), "learning_rate_init": 1e-2},
         DCAN: {
             "hidden_layer_sizes": (6,),
