@@ -17,12 +17,16 @@ from deepmix.distributions import (
     niw_log_marginal,
     niw_mode,
     niw_posterior,
+    soft_statistics,
 )
 
 # Numbers in a chunk of rows, in float64: 32 MiB with the products of a few features.
 CHUNK = 2**18
 # Standardised rows are kept in float64 up to this many numbers (256 MiB), else made in each pass.
 KEPT = 2**25
+# Scaled values that differ by less are one value, and by so much of a step values may miss a grid:
+# digits that float32 has not.
+SAME, OFF_GRID = 1e-6, 1e-2
 # Numbers in the statistics of pairs that are judged at once (8 MiB).
 PAIRS = 2**20
 # A direction along which a cluster has a kurtosis above this shows outliers, not two groups: two
@@ -48,6 +52,11 @@ class ScaledRows:
     rows : Rows
     function : callable
         Of a batch (B, n_features) -> (B, d).
+
+    Attributes
+    ----------
+    rounding : Tensor of shape (d,)
+        Variance that `rounding_variance` of the rows says.
     """
 
     def __init__(self, rows, function):
@@ -60,6 +69,7 @@ class ScaledRows:
         self._kept = None
         if len(self.index) * rows.n_features <= KEPT:
             self._kept = torch.cat([self._make(part) for part in self.slices])
+        self.rounding = rounding_variance(self)
 
     def __len__(self):
         return len(self.index)
@@ -78,7 +88,15 @@ class ScaledRows:
         return torch.cat([function(x, part) for part, x in self.chunks()])
 
     def statistics(self, labels, n_clusters, covariance_type):
-        """Statistics of the clusters that ``labels`` of shape (n,) name."""
+        """Statistics of the clusters that ``labels`` of shape (n,) name, of unrounded values."""
+        return unrounded(self.sums(labels, n_clusters, covariance_type), self.rounding)
+
+    def soft_statistics(self, x, resp, covariance_type):
+        """The same of some of the rows, from responsibilities of shape (B, K)."""
+        return unrounded(soft_statistics(x, resp, covariance_type), self.rounding)
+
+    def sums(self, labels, n_clusters, covariance_type):
+        """Statistics of the values as they are."""
         return add(
             hard_statistics(x, labels[part], self.weight[part], n_clusters, covariance_type)
             for part, x in self.chunks()
@@ -92,6 +110,61 @@ def add(parts):
     for part in parts:
         total = total + part
     return total
+
+
+# --- Rounded values --------------------------------------------------------------------
+
+
+def rounding_variance(data):
+    r"""Variance of what rounding took from each feature, for values that lie on a grid.
+
+    .. math:: \delta_j^2 / 12
+
+    for a grid of step :math:`\delta_j`; 0 for a feature whose values lie on none. A density gains
+    without bound by a cluster in which a rounded feature has one value: the more it has of them,
+    the more clusters. Integers, decimals and indicators are rounded, coordinates of an embedding
+    are not.
+
+    Parameters
+    ----------
+    data : ScaledRows
+
+    Returns
+    -------
+    Tensor of shape (d,)
+    """
+    step, low = [], []
+    for _, x in data.chunks():
+        ordered = x.sort(dim=0).values
+        # A row of no gap: a feature of one value has no other.
+        gaps = torch.cat([ordered.diff(dim=0), torch.full_like(ordered[:1], torch.inf)])
+        step.append(gaps.masked_fill(gaps <= SAME, torch.inf).amin(dim=0))
+        low.append(ordered[0])
+    step, low = torch.stack(step).amin(dim=0), torch.stack(low).amin(dim=0)
+    miss = torch.zeros_like(step)
+    for _, x in data.chunks():
+        position = (x - low) / step
+        miss = torch.maximum(miss, (position - position.round()).abs().amax(dim=0))
+    return torch.where(step.isfinite() & (miss <= OFF_GRID), step.square() / 12, 0.0)
+
+
+def unrounded(statistics, variance):
+    """Statistics of values that lie evenly about the rounded ones: the second moments grow.
+
+    Parameters
+    ----------
+    statistics : GaussianStatistics
+    variance : Tensor of shape (d,)
+        Of a value about its rounded one.
+
+    Returns
+    -------
+    GaussianStatistics
+    """
+    more = statistics.nk[:, None] * variance
+    shape = statistics.second.dim()
+    more = {3: torch.diag_embed, 2: torch.clone, 1: lambda sums: sums.sum(dim=1)}[shape](more)
+    return GaussianStatistics(statistics.nk, statistics.first, statistics.second + more)
 
 
 # --- Hastings ratios -------------------------------------------------------------------
@@ -331,7 +404,7 @@ class Splitter:
 
     def _project(self, labels, n_clusters):
         """Scores of each row on the directions of its cluster, and which of them may be cut."""
-        statistics = self.data.statistics(labels, n_clusters, "full")
+        statistics = self.data.sums(labels, n_clusters, "full")
         n_directions = min(self.n_directions, statistics.first.shape[1])
         directions, variance = principal_directions(statistics, n_directions)
         nk = statistics.nk.clamp_min(1e-300)[:, None]
@@ -473,6 +546,7 @@ class Partition:
         self.data, self.prior, self.splitter = data, prior, splitter
         self.max_clusters, self.check_unions = max_clusters, check_unions
         self.generator = generator
+        self.moves = ("split", "merge")  # an ablation leaves one out
         self.proposals, self.settled, self.resumed = [], False, False
         self._done, self._last, self._refused = set(), "merge", set()
 
@@ -529,7 +603,7 @@ class Partition:
         """
         # A refused proposal changes nothing: the next can be made at once.
         while True:
-            moves = [move for move in ("split", "merge") if move not in self._done]
+            moves = [move for move in self.moves if move not in self._done]
             if not moves:
                 self.settled = True
                 return None

@@ -252,6 +252,31 @@ def test_the_prior_scale_decides_how_fine_clusters_are(five):
     np.testing.assert_array_equal(matrix.labels_, vector.labels_)
 
 
+@BOTH
+def test_a_rare_indicator_makes_no_clusters(amortized, five, monkeypatch):
+    X, y = five
+    rare = np.c_[X, np.random.default_rng(8).random(len(X)) < 0.03]
+    model = DeepDPM(amortized=amortized, random_state=0)
+    assert adjusted_rand_score(y, model.fit(rare).labels_) > 0.98
+    assert model.n_clusters_ == 5
+    # A density has no bound where a cluster has one value of it.
+    zeros = torch.zeros(4, dtype=torch.float64)
+    monkeypatch.setattr("deepmix.split_merge.rounding_variance", lambda data: zeros)
+    assert model.fit(rare).n_clusters_ > 5
+
+
+@pytest.mark.parametrize("decimals", [3, 2])
+def test_rounding_finds_the_same_clusters(decimals, five):
+    X, _ = five
+    options = {"amortized": False, "dtype": "auto"}
+    exact = DeepDPM(**options).fit(X)
+    rounded = DeepDPM(**options).fit(np.round(X, decimals))
+    assert adjusted_rand_score(exact.labels_, rounded.labels_) > 0.99
+    atol = 10.0 ** -(2 * decimals - 1)
+    scale = np.abs(exact.covariances_).max()
+    np.testing.assert_allclose(rounded.covariances_, exact.covariances_, atol=atol * 10 * scale)
+
+
 def test_weights_are_repetitions_without_nets(five):
     X, _ = five
     weight = np.random.default_rng(5).integers(0, 3, len(X))
