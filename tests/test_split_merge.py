@@ -269,6 +269,91 @@ def test_the_splitter_parts_two_long_clusters_side_by_side():
     assert len(np.unique(np.c_[k_means, np.repeat([0, 1], 300)], axis=0)) == 4
 
 
+def grid_of_sixteen(n_samples=800):
+    """Sixteen Gaussians on the points of a square, which no diagonal parts."""
+    draw = np.random.default_rng(4)
+    y = np.arange(n_samples) % 16
+    return np.c_[y // 4, y % 4] + 0.1 * draw.normal(size=(n_samples, 2)), y
+
+
+def test_the_search_parts_a_square_of_clusters_along_its_sides():
+    X, y = grid_of_sixteen()
+    turn = np.array([[1.0, -1.0], [1.0, 1.0]]) / np.sqrt(2)
+    for rows in (X, X @ turn):
+        splitter = Splitter(data(rows), prior(), np.log(10.0))
+        found = splitter.search(torch.zeros(800, dtype=torch.long), 1)
+        assert float(found.log_ratio[0]) > 0
+        # No Gaussian of the sixteen is cut through.
+        assert len(np.unique(np.c_[found.side, y], axis=0)) == 16
+
+
+def row_of_clusters(n_clusters, n_samples=200):
+    y = np.arange(n_samples) % n_clusters
+    noise = 0.05 * np.random.default_rng(9).normal(size=(n_samples, 2))
+    return np.c_[y, np.zeros(n_samples)] + noise, y
+
+
+def test_looking_ahead_finds_what_no_single_cut_does():
+    X, y = row_of_clusters(8)
+    splitter, labels = Splitter(data(X), prior(), np.log(10.0)), torch.zeros(200, dtype=torch.long)
+    cuts = splitter(labels, 1)
+    assert float(cuts.log_ratio[0]) < 0
+    gain, codes = splitter.look_ahead(labels, cuts)
+    assert len(np.unique(np.c_[codes, y], axis=0)) == len(codes.unique()) == 8
+    # The gain is that of the posterior.
+    assert float(gain[0]) == pytest.approx(
+        partition(X, y).score() - partition(X, labels).score(), rel=1e-9
+    )
+
+
+def test_looking_ahead_prunes_as_a_recursion_over_the_cuts_does():
+    X, y = blobs([60, 40, 50, 30, 200], [[0, 0], [1, 0], [2, 0], [9, 9], [5, 5]])
+    splitter = Splitter(data(X), prior(), np.log(10.0))
+    labels = torch.tensor((y > 2).astype(int) + (y > 3))
+
+    def best(members, depth):
+        """Gain, and the pieces that it takes."""
+        one = torch.zeros(len(X), dtype=torch.long)
+        one[members] = 1
+        cuts = splitter(one, 2)
+        side, ratio = cuts.side.numpy().astype(bool), float(cuts.log_ratio[1])
+        parts = [members[~side[members]], members[side[members]]]
+        below = [best(p, depth - 1) if depth > 1 else (0.0, [p]) for p in parts if ratio > -np.inf]
+        gain = ratio + sum(b[0] for b in below)
+        return (gain, below[0][1] + below[1][1]) if gain > 0 else (0.0, [members])
+
+    gain, codes = splitter.look_ahead(labels, splitter(labels, 3))
+    for k in range(3):
+        members = np.flatnonzero(labels.numpy() == k)
+        expected, pieces = best(members, 3)
+        assert float(gain[k]) == pytest.approx(expected, rel=1e-9)
+        found = {tuple(np.flatnonzero(codes.numpy() == c)) for c in np.unique(codes[members])}
+        assert found == {tuple(piece) for piece in pieces}
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [lambda d: d.random((5000, 2)), lambda d: d.normal(size=(900, 6))],
+    ids=["uniform", "normal"],
+)
+def test_the_search_does_not_cut_one_cloud(draw):
+    X = draw(np.random.default_rng(1))
+    found = Splitter(data(X), prior(X.shape[1], 0.5), np.log(10.0)).search(
+        torch.zeros(len(X), dtype=torch.long), 1
+    )
+    assert found.log_ratio.tolist() == [-np.inf]
+
+
+def test_a_square_of_clusters_is_found_from_one_cluster_and_from_many():
+    X, y = grid_of_sixteen()
+    for start in (np.zeros(800, int), y, y // 3, y * 2 + np.arange(800) // 16 % 2):
+        part = partition(X, start)
+        for epoch in range(60):
+            part.change(epoch)
+        assert part.settled
+        assert part.n_clusters == len(np.unique(np.c_[part.labels, y], axis=0)) == 16
+
+
 def test_splitting_one_gaussian_does_not_pay():
     X = np.random.default_rng(3).normal(size=(5000, 4))
     cuts = Splitter(data(X), prior(4, 5.0), np.log(10.0))(torch.zeros(5000, dtype=torch.long), 1)
@@ -347,6 +432,27 @@ def test_a_partition_makes_the_moves_that_it_may(move):
     assert part.settled
     assert {row[1] for row in part.proposals} <= {move, "exchange"}
     assert part.n_clusters == {"split": 4, "merge": 2}[move]
+
+
+def test_what_merges_undo_is_not_done_again(monkeypatch):
+    # Merges that always pay undo each look ahead: the next must reach a higher posterior.
+    X, _ = row_of_clusters(8)
+    part = partition(X, np.zeros(200, int))
+
+    def union(epoch):
+        if part.n_clusters == 1:
+            part._done.add("merge")
+            return None
+        return torch.zeros(200, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+
+    monkeypatch.setattr(part, "_merge", union)
+    numbers = []
+    for epoch in range(10):
+        part.change(epoch)
+        numbers.append(part.n_clusters)
+    assert part.settled
+    assert max(numbers) == 8
+    assert numbers[-1] == 1
 
 
 def test_no_split_goes_beyond_max_clusters():

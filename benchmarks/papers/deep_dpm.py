@@ -254,13 +254,14 @@ def plan(options):
         entries += [("figure 4", f"umap_{name}", FIGURE) for name in ("usps", "mnist", "fashion")]
         entries += [("6", "umap_fashion", TABLE_6)]
     for table, dataset, methods in entries:
-        for name, method in methods.items():
-            n_seeds = method.n_seeds or options.seeds or (2 if quick else 10)
-            # A benchmark that is stopped has as many seeds of each start.
-            for seed in range(n_seeds):
-                for start in method.starts:
-                    # Without nets and from one cluster nothing is drawn.
-                    if seed == 0 or name != "DPM" or start > 1:
+        seeds = {m: methods[m].n_seeds or options.seeds or (2 if quick else 10) for m in methods}
+        # A benchmark that is stopped has as many seeds of each method and start.
+        for seed in range(max(seeds.values())):
+            for name, method in methods.items():
+                # Without nets and from one cluster nothing is drawn.
+                drawn = [start for start in method.starts if name != "DPM" or start > 1]
+                for start in method.starts if seed == 0 else drawn:
+                    if seed < seeds[name]:
                         yield table, dataset, name, method, start, seed
 
 

@@ -265,6 +265,20 @@ def test_a_rare_indicator_makes_no_clusters(amortized, five, monkeypatch):
     assert model.fit(rare).n_clusters_ > 5
 
 
+@pytest.mark.parametrize("shape", [(4, 4), (3, 5), (6, 6), (8, 1), (3, 3, 3)])
+@pytest.mark.parametrize("spread", [0.03, 0.15])
+def test_clusters_that_fill_a_square_are_found_from_one(spread, shape):
+    draw = np.random.default_rng(4)
+    y = draw.integers(0, np.prod(shape), 60 * np.prod(shape))
+    X = np.stack(np.unravel_index(y, shape), axis=1) + spread * draw.normal(
+        size=(len(y), len(shape))
+    )
+    for rows in (X, X @ np.linalg.qr(draw.normal(size=(len(shape), len(shape))))[0]):
+        model = DeepDPM(amortized=False).fit(rows)
+        assert model.n_clusters_ == np.prod(shape)
+        assert adjusted_rand_score(y, model.labels_) > 0.98
+
+
 @pytest.mark.parametrize("decimals", [3, 2])
 def test_rounding_finds_the_same_clusters(decimals, five):
     X, _ = five
