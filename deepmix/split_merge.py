@@ -726,9 +726,9 @@ class Partition:
         numbers = torch.arange(self.n_clusters, device=codes.device)
         accepted = gain > 0
         codes = torch.where(accepted[self.labels], codes, 2**LOOK_AHEAD * self.labels)
-        # What merges have undone is not done again: each look ahead ends at a higher posterior.
+        # What merges have undone is not done again: each look ahead ends higher, by a nat.
         peak = self.score() + float(gain.sum())
-        no_higher = peak <= self._peak + MIN_GAIN * self.data.total_weight
+        no_higher = peak <= self._peak + 1.0
         limit = torch.inf if self.max_clusters is None else self.max_clusters
         if no_higher or len(codes.unique()) > limit:
             accepted = torch.zeros_like(accepted)
