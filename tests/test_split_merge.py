@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.special import gammaln
 from sklearn.cluster import KMeans
+from sklearn.datasets import load_iris
 
 from deepmix._torch import Rows
 from deepmix.distributions import (
@@ -27,7 +28,9 @@ from deepmix.split_merge import (
     log_merge_ratio,
     log_split_ratio,
     principal_directions,
+    rounding_variance,
     two_means_1d,
+    unrounded,
 )
 
 RTOL = 1e-10
@@ -66,6 +69,74 @@ def test_chunks_hold_all_niw_positive_weight_once(monkeypatch, kept):
     kept_rows = torch.tensor(2 * X[weight > 0])
     expected = hard_statistics(kept_rows, labels, torch.tensor(weight[weight > 0]), 4)
     torch.testing.assert_close(got.second, expected.second)
+
+
+# --- Rounded values ---
+
+
+def on_grids(n_samples=300):
+    """Hundredths, integers, an indicator, one value, and values on no grid."""
+    draw = np.random.default_rng(7)
+    hundredths = np.round(draw.normal(size=n_samples), 2)
+    return np.c_[
+        hundredths,
+        draw.poisson(3.0, n_samples),
+        5.0 + (draw.random(n_samples) < 0.03),
+        np.ones(n_samples),
+        draw.normal(size=n_samples),
+    ]
+
+
+def test_the_step_of_a_grid_is_the_one_that_a_loop_over_values_finds():
+    X = on_grids()
+    for column, variance in zip(X.T, data(X).rounding.tolist()):
+        values = np.unique(column)
+        gaps = [b - a for a, b in itertools.pairwise(values) if b - a > 1e-6]
+        step = min(gaps, default=0.0)
+        off = max((abs(gap / step - round(gap / step)) for gap in gaps), default=0.0)
+        assert variance == pytest.approx(step**2 / 12 if off < 1e-2 else 0.0, rel=1e-6)
+
+
+def test_iris_is_in_tenths_of_a_centimetre_in_float32_too():
+    X = load_iris().data
+    np.testing.assert_allclose(data(X).rounding, np.full(4, 0.01 / 12), rtol=1e-9)
+    single = (X.astype(np.float32) - X.mean(axis=0, dtype=np.float32)).astype(float)
+    np.testing.assert_allclose(data(single).rounding, np.full(4, 0.01 / 12), rtol=1e-4)
+
+
+def test_the_step_follows_the_units_and_neither_order_nor_copies(monkeypatch):
+    X = on_grids()
+    expected = data(X).rounding.numpy()
+    assert np.count_nonzero(expected) == 3
+    np.testing.assert_allclose(data(X * 3 + 1).rounding, 9 * expected, rtol=1e-6)
+    np.testing.assert_allclose(data(np.repeat(X, 3, axis=0)).rounding, expected, rtol=1e-12)
+    monkeypatch.setattr("deepmix.split_merge.CHUNK", 1)
+    shuffled = data(np.random.default_rng(0).permutation(X))
+    assert len(shuffled.slices) == 2
+    np.testing.assert_allclose(rounding_variance(shuffled), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "diag", "spherical"])
+def test_unrounded_statistics_are_those_of_values_about_the_rounded_ones(covariance_type):
+    X, variance = np.random.default_rng(1).normal(size=(20, 3)), np.array([0.3, 0.0, 2.0])
+    labels, one = torch.arange(20) % 2, torch.ones(20).double()
+    rounded = hard_statistics(torch.tensor(X), labels, one, 2, covariance_type)
+    # Eight values for each, of that variance and independent of each other.
+    signs = np.array(list(itertools.product([-1, 1], repeat=3)))
+    spread = torch.tensor((X[:, None] + signs * np.sqrt(variance)).reshape(-1, 3))
+    eight = labels.repeat_interleave(8), one.repeat_interleave(8) / 8
+    expected = hard_statistics(spread, *eight, 2, covariance_type)
+    got = unrounded(rounded, torch.tensor(variance))
+    torch.testing.assert_close(got.first, expected.first, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(got.second, expected.second, rtol=1e-9, atol=1e-9)
+
+
+def test_values_on_no_grid_have_the_statistics_of_the_rows_as_they_are():
+    rows, labels = data(np.random.default_rng(2).normal(size=(90, 3))), torch.arange(90) % 4
+    assert not rows.rounding.any()
+    assert torch.equal(
+        rows.statistics(labels, 4, "full").second, rows.sums(labels, 4, "full").second
+    )
 
 
 # --- Hastings ratios ---
@@ -198,6 +269,91 @@ def test_the_splitter_parts_two_long_clusters_side_by_side():
     assert len(np.unique(np.c_[k_means, np.repeat([0, 1], 300)], axis=0)) == 4
 
 
+def grid_of_sixteen(n_samples=800):
+    """Sixteen Gaussians on the points of a square, which no diagonal parts."""
+    draw = np.random.default_rng(4)
+    y = np.arange(n_samples) % 16
+    return np.c_[y // 4, y % 4] + 0.1 * draw.normal(size=(n_samples, 2)), y
+
+
+def test_the_search_parts_a_square_of_clusters_along_its_sides():
+    X, y = grid_of_sixteen()
+    turn = np.array([[1.0, -1.0], [1.0, 1.0]]) / np.sqrt(2)
+    for rows in (X, X @ turn):
+        splitter = Splitter(data(rows), prior(), np.log(10.0))
+        found = splitter.search(torch.zeros(800, dtype=torch.long), 1)
+        assert float(found.log_ratio[0]) > 0
+        # No Gaussian of the sixteen is cut through.
+        assert len(np.unique(np.c_[found.side, y], axis=0)) == 16
+
+
+def row_of_clusters(n_clusters, n_samples=200):
+    y = np.arange(n_samples) % n_clusters
+    noise = 0.05 * np.random.default_rng(9).normal(size=(n_samples, 2))
+    return np.c_[y, np.zeros(n_samples)] + noise, y
+
+
+def test_looking_ahead_finds_what_no_single_cut_does():
+    X, y = row_of_clusters(8)
+    splitter, labels = Splitter(data(X), prior(), np.log(10.0)), torch.zeros(200, dtype=torch.long)
+    cuts = splitter(labels, 1)
+    assert float(cuts.log_ratio[0]) < 0
+    gain, codes = splitter.look_ahead(labels, cuts)
+    assert len(np.unique(np.c_[codes, y], axis=0)) == len(codes.unique()) == 8
+    # The gain is that of the posterior.
+    assert float(gain[0]) == pytest.approx(
+        partition(X, y).score() - partition(X, labels).score(), rel=1e-9
+    )
+
+
+def test_looking_ahead_prunes_as_a_recursion_over_the_cuts_does():
+    X, y = blobs([60, 40, 50, 30, 200], [[0, 0], [1, 0], [2, 0], [9, 9], [5, 5]])
+    splitter = Splitter(data(X), prior(), np.log(10.0))
+    labels = torch.tensor((y > 2).astype(int) + (y > 3))
+
+    def best(members, depth):
+        """Gain, and the pieces that it takes."""
+        one = torch.zeros(len(X), dtype=torch.long)
+        one[members] = 1
+        cuts = splitter(one, 2)
+        side, ratio = cuts.side.numpy().astype(bool), float(cuts.log_ratio[1])
+        parts = [members[~side[members]], members[side[members]]]
+        below = [best(p, depth - 1) if depth > 1 else (0.0, [p]) for p in parts if ratio > -np.inf]
+        gain = ratio + sum(b[0] for b in below)
+        return (gain, below[0][1] + below[1][1]) if gain > 0 else (0.0, [members])
+
+    gain, codes = splitter.look_ahead(labels, splitter(labels, 3))
+    for k in range(3):
+        members = np.flatnonzero(labels.numpy() == k)
+        expected, pieces = best(members, 3)
+        assert float(gain[k]) == pytest.approx(expected, rel=1e-9)
+        found = {tuple(np.flatnonzero(codes.numpy() == c)) for c in np.unique(codes[members])}
+        assert found == {tuple(piece) for piece in pieces}
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [lambda d: d.random((5000, 2)), lambda d: d.normal(size=(900, 6))],
+    ids=["uniform", "normal"],
+)
+def test_the_search_does_not_cut_one_cloud(draw):
+    X = draw(np.random.default_rng(1))
+    found = Splitter(data(X), prior(X.shape[1], 0.5), np.log(10.0)).search(
+        torch.zeros(len(X), dtype=torch.long), 1
+    )
+    assert found.log_ratio.tolist() == [-np.inf]
+
+
+def test_a_square_of_clusters_is_found_from_one_cluster_and_from_many():
+    X, y = grid_of_sixteen()
+    for start in (np.zeros(800, int), y, y // 3, y * 2 + np.arange(800) // 16 % 2):
+        part = partition(X, start)
+        for epoch in range(60):
+            part.change(epoch)
+        assert part.settled
+        assert part.n_clusters == len(np.unique(np.c_[part.labels, y], axis=0)) == 16
+
+
 def test_splitting_one_gaussian_does_not_pay():
     X = np.random.default_rng(3).normal(size=(5000, 4))
     cuts = Splitter(data(X), prior(4, 5.0), np.log(10.0))(torch.zeros(5000, dtype=torch.long), 1)
@@ -264,6 +420,39 @@ def test_two_clusters_that_share_a_class_are_parted_along_the_classes():
     # Each half keeps the number of the cluster that it holds more of.
     np.testing.assert_array_equal(part.labels, y)
     assert part.score() > before
+
+
+@pytest.mark.parametrize("move", ["split", "merge"])
+def test_a_partition_makes_the_moves_that_it_may(move):
+    X, y = blobs([100, 60], [[0, 0], [2, 0]])
+    part = partition(X, y * 2 + np.arange(160) % 2)
+    part.moves = (move,)
+    for epoch in range(10):
+        part.change(epoch)
+    assert part.settled
+    assert {row[1] for row in part.proposals} <= {move, "exchange"}
+    assert part.n_clusters == {"split": 4, "merge": 2}[move]
+
+
+def test_what_merges_undo_is_not_done_again(monkeypatch):
+    # Merges that always pay undo each look ahead: the next must reach a higher posterior.
+    X, _ = row_of_clusters(8)
+    part = partition(X, np.zeros(200, int))
+
+    def union(epoch):
+        if part.n_clusters == 1:
+            part._done.add("merge")
+            return None
+        return torch.zeros(200, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+
+    monkeypatch.setattr(part, "_merge", union)
+    numbers = []
+    for epoch in range(10):
+        part.change(epoch)
+        numbers.append(part.n_clusters)
+    assert part.settled
+    assert max(numbers) == 8
+    assert numbers[-1] == 1
 
 
 def test_no_split_goes_beyond_max_clusters():

@@ -121,7 +121,8 @@ class DeepDPM(BaseDeepMixture):
         Of the mixture, in the units of X (of normalised rows if ``scaling='normalize'``).
     covariances_ : ndarray of shape (n_clusters, n_features, n_features) or \
             (n_clusters, n_features)
-        Full, or else diagonals: features of unlike units have no spherical covariance.
+        Full, or else diagonals: features of unlike units have no spherical covariance. What
+        rounding took from features on a grid is among them.
     proposals_ : ndarray
         Every proposal: a structured array of 'epoch', 'kind' ('split', 'merge', or 'exchange' of
         two clusters for another cut of their union), 'cluster', 'partner', 'log_ratio' (of

@@ -11,7 +11,6 @@ from torch import nn
 
 from deepmix._torch import state_to_numpy
 from deepmix.callbacks import EarlyStopping
-from deepmix.distributions import soft_statistics
 from deepmix.networks import MLP, FeatureScaler, build_on_meta
 from deepmix.split_merge import Splitter
 from deepmix.training import Objective, Phase
@@ -360,7 +359,8 @@ class MixtureObjective(PartitionObjective):
         log_density = torch.logsumexp(log_joint, dim=1)
         resp = (log_joint - log_density[:, None]).exp() * weight[:, None]
         self._labels[index] = log_joint.argmax(dim=1)
-        sums = soft_statistics(x, resp, self.partition.prior.covariance_type)
+        part = self.partition
+        sums = part.data.soft_statistics(x, resp, part.prior.covariance_type)
         self._sums = sums if self._sums is None else self._sums + sums
         return log_density
 
@@ -455,7 +455,7 @@ class AmortizedObjective(PartitionObjective):
         for x, weight in pieces:
             log_resp = self.network.log_resp(x.to(dtype))
             resp = log_resp.double().exp() * weight[:, None]
-            sums = soft_statistics(x, resp, part.prior.covariance_type)
+            sums = part.data.soft_statistics(x, resp, part.prior.covariance_type)
             total = sums if total is None else total + sums
             labels.append(log_resp.argmax(dim=1))
             sides.append(self.subnets.log_resp(x.to(dtype), labels[-1]).argmax(dim=1))

@@ -2,8 +2,8 @@
 Splits and merges
 =================
 
-How `~deepmix.DeepDPM` comes to the number of clusters, and what a search over numbers of clusters
-says about the same rows.
+How `~deepmix.DeepDPM` comes to the number of clusters. Beside a search over numbers of clusters:
+:ref:`sphx_glr_auto_examples_plot_choosing_k.py`.
 """
 
 # %%
@@ -17,8 +17,6 @@ import warnings
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import silhouette_score
-from sklearn.mixture import GaussianMixture
 
 from deepmix import DeepDPM
 
@@ -37,7 +35,7 @@ def stopped_after(n_epochs, n_clusters_init):
 
 
 fig, axes = plt.subplots(2, 5, figsize=(10, 4.4), layout="constrained")
-for row, (start, epochs) in zip(axes, ((1, (1, 8, 12, 20, 200)), (20, (0, 12, 20, 24, 200)))):
+for row, (start, epochs) in zip(axes, ((1, (1, 12, 18, 20, 200)), (20, (0, 24, 33, 39, 200)))):
     for ax, n_epochs in zip(row, epochs):
         model = stopped_after(n_epochs, start)
         ax.scatter(*X.T, c=model.labels_, s=2, cmap="tab20", vmin=0, vmax=19)
@@ -49,22 +47,3 @@ for row, (start, epochs) in zip(axes, ((1, (1, 8, 12, 20, 200)), (20, (0, 12, 20
 accepted = model.proposals_[model.proposals_["accepted"]]
 for proposal in accepted[-6:]:
     print(f"epoch {proposal['epoch']}: {proposal['kind']}, log ratio {proposal['log_ratio']:.1f}")
-
-# %%
-# Against a search
-# ----------------
-# The usual way is to fit a model for each number of clusters and to compare them by a criterion.
-# It costs a fit for each number, and the criterion has to be chosen.
-
-numbers = range(2, 13)
-mixtures = [GaussianMixture(n, n_init=3, random_state=0).fit(X) for n in numbers]
-bic = [mixture.bic(X) for mixture in mixtures]
-silhouettes = [silhouette_score(X, mixture.predict(X)) for mixture in mixtures]
-
-fig, axes = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
-for ax, values, name in zip(axes, (bic, silhouettes), ("BIC (low is good)", "silhouette")):
-    ax.plot(numbers, values, marker="o")
-    ax.axvline(model.n_clusters_, color="gray", linestyle=":")
-    ax.set(xlabel="number of clusters", ylabel=name)
-axes[0].set_title("dotted: DeepDPM")
-plt.show()

@@ -252,6 +252,45 @@ def test_the_prior_scale_decides_how_fine_clusters_are(five):
     np.testing.assert_array_equal(matrix.labels_, vector.labels_)
 
 
+@BOTH
+def test_a_rare_indicator_makes_no_clusters(amortized, five, monkeypatch):
+    X, y = five
+    rare = np.c_[X, np.random.default_rng(8).random(len(X)) < 0.03]
+    model = DeepDPM(amortized=amortized, random_state=0)
+    assert adjusted_rand_score(y, model.fit(rare).labels_) > 0.98
+    assert model.n_clusters_ == 5
+    # A density has no bound where a cluster has one value of it.
+    zeros = torch.zeros(4, dtype=torch.float64)
+    monkeypatch.setattr("deepmix.split_merge.rounding_variance", lambda data: zeros)
+    assert model.fit(rare).n_clusters_ > 5
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 5), (6, 6), (8, 1), (3, 3, 3)])
+@pytest.mark.parametrize("spread", [0.03, 0.15])
+def test_clusters_that_fill_a_square_are_found_from_one(spread, shape):
+    draw = np.random.default_rng(4)
+    y = draw.integers(0, np.prod(shape), 60 * np.prod(shape))
+    X = np.stack(np.unravel_index(y, shape), axis=1) + spread * draw.normal(
+        size=(len(y), len(shape))
+    )
+    for rows in (X, X @ np.linalg.qr(draw.normal(size=(len(shape), len(shape))))[0]):
+        model = DeepDPM(amortized=False).fit(rows)
+        assert model.n_clusters_ == np.prod(shape)
+        assert adjusted_rand_score(y, model.labels_) > 0.98
+
+
+@pytest.mark.parametrize("decimals", [3, 2])
+def test_rounding_finds_the_same_clusters(decimals, five):
+    X, _ = five
+    options = {"amortized": False, "dtype": "auto"}
+    exact = DeepDPM(**options).fit(X)
+    rounded = DeepDPM(**options).fit(np.round(X, decimals))
+    assert adjusted_rand_score(exact.labels_, rounded.labels_) > 0.99
+    atol = 10.0 ** -(2 * decimals - 1)
+    scale = np.abs(exact.covariances_).max()
+    np.testing.assert_allclose(rounded.covariances_, exact.covariances_, atol=atol * 10 * scale)
+
+
 def test_weights_are_repetitions_without_nets(five):
     X, _ = five
     weight = np.random.default_rng(5).integers(0, 3, len(X))
