@@ -84,8 +84,9 @@ class DCAN(DecoderMixin, BaseDeepMixture):
 
     An autoencoder is trained, then its encoder goes on: until a small network, the critic, cannot
     tell codes relative to their own cluster from Gaussian noise, while the decoder still rebuilds
-    the data. Clusters are read from a Gaussian mixture of the codes. For images; on tables an
-    autoencoder may lose more than the game wins back.
+    the data. Clusters are read from a Gaussian mixture of the codes, which is worth more than the
+    game is: ``max_iter=0`` leaves the game out. For images; on tables an autoencoder may lose more
+    than all that follows wins back.
 
     Parameters
     ----------
@@ -94,7 +95,8 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     divergence : {'js', 'kl', 'euclidean'}, default='js'
         What brings codes near their own component: the critic, which stands for the Jensen-Shannon
         divergence; or a closed form, the Kullback-Leibler divergence of two Gaussians or half the
-        squared distance. Those are faster, and gain less on MNIST.
+        squared distance. Those are faster, and the mixture that training follows gains less by
+        them on MNIST; that of the final codes gains as much.
     covariance_type : {'auto', 'full', 'tied', 'diag', 'spherical', 'tied_spherical', \
             'tracked'}, default='auto'
         Of the mixture that is fitted to the final codes and makes the predictions. 'tracked' takes
