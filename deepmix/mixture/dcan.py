@@ -117,8 +117,8 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         the clusters apart.
     conditional : bool, default=True
         Whether the critic sees codes relative to their own component, in units of its deviation,
-        or as they are. As they are it cannot ask which component a code belongs to: half of the
-        gain on MNIST is lost, and others lose accuracy.
+        or as they are. As they are it cannot ask which component a code belongs to: the tracked
+        mixture loses half of its gain on MNIST, and accuracy elsewhere.
     generator_loss : {'non_saturating', 'saturating'}, default='non_saturating'
         What the encoder minimises. The paper's 'saturating' loses clusters.
     assignment : {'posterior', 'literal'}, default='posterior'
