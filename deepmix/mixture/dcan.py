@@ -110,6 +110,10 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     clustering_weight : 'auto' or float, default='auto'
         Weight of the divergence beside the reconstruction (gamma). 'auto' is 3 for 'js', 0.6 for
         'kl' and 1 for 'euclidean'. The game breaks clusters at 20.
+    warm_up : int, default=0
+        Steps in which that weight grows from nothing. At first the critic knows nothing, and pushes
+        codes at random: where clusters lie far apart, this can drive them further apart and lose
+        some. 300 steps are a remedy. Not in a fit that goes on from another.
     reconstruction_weight : float, default=1.0
         Weight of the decoder's error, in units of that after pretraining. With 0 the decoder is
         not trained further, as in the paper: nothing then keeps the codes from losing what tells
@@ -256,6 +260,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         "hidden_layer_sizes": ["array-like"],
         "latent_dim": [None, Interval(Integral, 1, None, closed="left")],
         "clustering_weight": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
+        "warm_up": [Interval(Integral, 0, None, closed="left")],
         "reconstruction_weight": [Interval(Real, 0, None, closed="left")],
         "conditional": ["boolean"],
         "generator_loss": [StrOptions({"non_saturating", "saturating"})],
@@ -291,6 +296,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         hidden_layer_sizes=(384, 128),
         latent_dim=None,
         clustering_weight="auto",
+        warm_up=0,
         reconstruction_weight=1.0,
         conditional=True,
         generator_loss="non_saturating",
@@ -330,6 +336,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.latent_dim = latent_dim
         self.clustering_weight = clustering_weight
+        self.warm_up = warm_up
         self.reconstruction_weight = reconstruction_weight
         self.conditional = conditional
         self.generator_loss = generator_loss
@@ -571,6 +578,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         weight = self.clustering_weight
         return Settings(
             clustering_weight=CLUSTERING_WEIGHTS[self.divergence] if weight == "auto" else weight,
+            warm_up=0 if self._continues() else self.warm_up,
             reconstruction_weight=self.reconstruction_weight,
             update_every=self.update_every,
             pool_size=self.pool_size,
@@ -720,6 +728,6 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         if self._n_lost and len(np.unique(self.labels_)) == self.n_clusters_:
             yield (
                 f"{self._n_lost} of {self.n_clusters} components of the mixture that training "
-                "followed have lost all their rows. Lower clustering_weight or "
+                "followed have lost all their rows. Set warm_up=300, lower clustering_weight or "
                 "learning_rate_init, or raise reconstruction_weight."
             )
