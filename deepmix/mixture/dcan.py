@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
@@ -23,12 +22,15 @@ from deepmix.gaussian_mixture import (
     COVARIANCE_TYPES,
     MixtureParameters,
     full_covariances,
+    k_means,
+    log_joint,
+    plus_plus,
 )
 from deepmix.initialization import (
     ReconstructionObjective,
     build_autoencoder,
     canonical_order,
-    initial_centers,
+    first_best,
     sample_rows,
 )
 from deepmix.losses import squared_error
@@ -617,17 +619,24 @@ class DCAN(DecoderMixin, BaseDeepMixture):
 
         mean = float(sum_batchwise(error, rows)) / rows.total_weight
         network.error_unit.fill_(max(mean, floor) or 1.0)
-        codes, weight = sample_rows(rows, network.encode, self.n_clusters, random_state, CODES)
-        centers = initial_centers(
-            self.init, codes, self.n_clusters, random_state, weight, n_init=KMEANS_RESTARTS
-        )
-        nearest = torch.from_numpy(pairwise_distances_argmin(codes, centers))
+        sample = sample_rows(rows, network.encode, self.n_clusters, random_state, CODES)
+        # In a fixed order k-means++ draws the same whatever the order of the rows.
+        codes, weight = canonical_order(*sample)
         z = torch.from_numpy(codes).double()
         weight = torch.ones_like(z[:, 0]) if weight is None else torch.from_numpy(weight)
-        uniform = torch.full((self.n_clusters,), 1.0 / self.n_clusters).double()
-        before = uniform, torch.from_numpy(centers).double(), torch.ones(()).double()
-        network.tracked.set(*hard_mixture(z, nearest.long(), weight, before))
+        mixture = self._first_mixture(z, weight, make_generator(random_state))
+        labels = log_joint(z, mixture).argmax(dim=1)
+        before = (mixture.weights, mixture.means, mixture.covariances)
+        network.tracked.set(*hard_mixture(z, labels, weight, before))
         network.variance_unit.copy_(network.tracked.variance)
+
+    def _first_mixture(self, z, weight, generator):
+        """Components by k-means, the best of several, or by k-means++."""
+        several = self.init == "k-means"
+        n_init = KMEANS_RESTARTS if several else 1
+        centers = plus_plus(z, self.n_clusters, generator, weight, n_init)
+        fit = k_means(z, centers, weight, max_iter=100 if several else 0)
+        return fit.take(first_best(-fit.lower_bound)).parameters
 
     def _normalize(self, network, rows):
         """Give codes mean zero and variance one, unless their scale is to mean something."""
@@ -666,11 +675,8 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     def _read_out(self, network, rows):
         """Fit the mixture that predictions are made from."""
         random_state = check_random_state(self.random_state)
-        codes, weight = sample_rows(
-            rows, network.encode, self.n_clusters, random_state, FINAL_CODES
-        )
-        # In a fixed order k-means++ draws the same whatever the order of the rows.
-        codes, weight = canonical_order(codes, weight)
+        sample = sample_rows(rows, network.encode, self.n_clusters, random_state, FINAL_CODES)
+        codes, weight = canonical_order(*sample)
         z = torch.from_numpy(codes).to(rows.device)
         weight = None if weight is None else torch.from_numpy(weight).to(z.device)
         own = network.tracked.assign(z, self.assignment == "literal")
