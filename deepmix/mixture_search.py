@@ -16,23 +16,27 @@ References
 .. [2] J. H. Friedman, "Regularized discriminant analysis", JASA 84, 1989.
 .. [3] N. Ueda, R. Nakano, Z. Ghahramani, G. E. Hinton, "SMEM algorithm for mixture models", Neural
    Computation 12, 2000.
+.. [4] D. Arthur, S. Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
 """
 
+import math
 from dataclasses import replace
 
 import torch
 
+from deepmix.distributions import squared_distances
 from deepmix.gaussian_mixture import (
+    MixtureParameters,
     fit_gaussian_mixture,
     full_covariances,
-    k_means,
     log_joint,
     log_resp,
-    plus_plus,
 )
 
 # Rows that the search sees, or so many for each cluster if that is more.
 SEARCH_ROWS, SEARCH_ROWS_PER_CLUSTER = 10_000, 100
+# Numbers in the distances of k-means++ that are held at once: 32 MiB in float64.
+CANDIDATES = 2**22
 # A covariance of its own takes so many rows for each feature, and features that are not many.
 ROWS_PER_FEATURE, MAX_FULL_FEATURES = 15, 16
 # Iterations of all starts; of these one in so many goes on, for so many iterations at most.
@@ -140,7 +144,90 @@ def _sample(n_samples, n_clusters, generator):
     return torch.randperm(n_samples, generator=generator)[:size].sort().values
 
 
-# --- Starts and race -------------------------------------------------------------------
+# --- Starts ----------------------------------------------------------------------------
+
+
+def plus_plus(x, n_clusters, generator, weight=None, n_init=1):
+    r"""Rows as centres by k-means++, for several restarts side by side.
+
+    The first is drawn by weight, each further one with probability
+
+    .. math:: p_i \propto w_i \min_k \lVert x_i - \mu_k \rVert^2
+
+    a few times, of which the draw that lowers the inertia most is kept, as in scikit-learn.
+    Draws go through the sums of these in the order of the rows: a row of weight two is the same
+    as a row that is there twice.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, d)
+    n_clusters : int
+    generator : torch.Generator
+        On the CPU, so that every device sees the same draws.
+    weight : Tensor of shape (n,) or None
+    n_init : int, default=1
+
+    Returns
+    -------
+    Tensor of shape (n_init, n_clusters, d)
+    """
+    weight = torch.ones_like(x[:, 0]) if weight is None else weight.to(x)
+    n_trials = 2 + int(math.log(n_clusters))
+    shape = (n_init, n_clusters, n_trials)
+    draws = torch.rand(shape, generator=generator, dtype=torch.float64).to(x)
+    at_once = max(1, CANDIDATES // (len(x) * n_trials))
+    return torch.cat([_seed(x, weight, part) for part in draws.split(at_once)])
+
+
+def _seed(x, weight, draws):
+    """k-means++ from uniform draws of shape (R, K, n_trials) -> (R, K, d)."""
+    restarts = torch.arange(len(draws), device=x.device)
+    first = _draw(weight.expand(len(draws), -1), draws[:, 0, :1])
+    centers = [x[first[:, 0]]]
+    nearest = squared_distances(centers[0], x)  # (R, n)
+    # One centre follows from those before it: this loop cannot be an axis.
+    for trial in draws.unbind(dim=1)[1:]:
+        candidates = _draw(weight * nearest, trial)
+        distances = squared_distances(x[candidates.flatten()], x).view(*candidates.shape, -1)
+        distances = torch.minimum(distances, nearest[:, None])
+        best = (distances @ weight).argmin(dim=1)
+        nearest = distances[restarts, best]
+        centers.append(x[candidates[restarts, best]])
+    return torch.stack(centers, dim=1)
+
+
+def _draw(mass, uniform):
+    """Rows by their mass: (R, n), (R, T) -> (R, T)."""
+    cumulative = mass.cumsum(dim=1)
+    wanted = uniform * cumulative[:, -1:]
+    # From the right: a row without mass is never drawn, but where no row has any.
+    return torch.searchsorted(cumulative, wanted, right=True).clamp_max(mass.shape[1] - 1)
+
+
+def k_means(x, centers, weight=None, max_iter=100, tol=1e-6):
+    """Lloyd's algorithm, as hard EM of a mixture with one variance and equal weights.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, d)
+        Centred; an empty cluster goes to the origin.
+    centers : Tensor of shape (K, d) or (n_restarts, K, d)
+    weight : Tensor of shape (n,) or None
+    max_iter : int, default=100
+    tol : float, default=1e-6
+        Least change of the lower bound, which is that of half the log of the inertia, times d.
+
+    Returns
+    -------
+    MixtureFit
+        Of type 'tied_spherical': the variance is the inertia for each row and feature.
+    """
+    unit = x.var(dim=0, correction=0).mean().clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
+    weights = torch.full_like(centers[..., 0], 1 / centers.shape[-2])
+    start = MixtureParameters(weights, centers, unit.expand(weights.shape[:-1]), "tied_spherical")
+    # Relative to the spread: the variance of rows that lie on their centres must not be zero.
+    options = {"hard": True, "equal_weights": True, "reg_covar": 1e-9 * unit}
+    return fit_gaussian_mixture(x, start, weight, max_iter=max_iter, tol=tol, **options)
 
 
 def start_resp(x, n_clusters, generator, weight, starts=(), n_init=20):
@@ -173,6 +260,9 @@ def start_resp(x, n_clusters, generator, weight, starts=(), n_init=20):
 def _one_hot(joint):
     labels = joint.argmax(dim=-1, keepdim=True)
     return torch.zeros_like(joint).scatter_(-1, labels, 1.0)
+
+
+# --- Race ------------------------------------------------------------------------------
 
 
 def race(x, start, weight, *, tol=1e-4, **options):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
@@ -17,11 +16,9 @@ from deepmix.gaussian_mixture import (
     estimate_gaussians,
     fit_gaussian_mixture,
     full_covariances,
-    k_means,
     log_density,
     log_joint,
     log_resp,
-    plus_plus,
     sample,
 )
 
@@ -200,16 +197,6 @@ def test_em_with_one_variance_is_the_loop(hard, X):
     assert float(fit.parameters.covariances) == pytest.approx(variance, rel=1e-8)
 
 
-def test_hard_em_with_one_variance_and_equal_weights_is_k_means(X):
-    centers = X[[0, 50, 100, 150]]
-    expected = KMeans(4, init=centers, n_init=1, tol=0).fit(X)
-    fit = k_means(torch.tensor(X), torch.tensor(centers), tol=1e-12)
-    np.testing.assert_allclose(fit.parameters.means, expected.cluster_centers_, rtol=1e-9)
-    assert float(fit.parameters.covariances) == pytest.approx(expected.inertia_ / X.size, rel=1e-6)
-    labels = log_joint(torch.tensor(X), fit.parameters).argmax(dim=1)
-    np.testing.assert_array_equal(labels, expected.labels_)
-
-
 @pytest.mark.parametrize("hard", [False, True])
 @pytest.mark.parametrize("covariance_type", ALL)
 def test_the_likelihood_of_em_never_falls(covariance_type, hard, X):
@@ -286,52 +273,6 @@ def test_em_in_single_precision_is_near_that_in_double(X):
     double = em(X, start_of(X), max_iter=5)
     assert single.lower_bound.dtype == torch.float32
     assert float(single.lower_bound) == pytest.approx(float(double.lower_bound), rel=1e-4)
-
-
-# --- Starts ---
-
-
-def seeds_of(X, k=4, weight=None, n_init=3):
-    weight = None if weight is None else torch.tensor(weight)
-    generator = torch.Generator().manual_seed(0)
-    return plus_plus(torch.tensor(X), k, generator, weight, n_init)
-
-
-def test_plus_plus_takes_different_rows_of_the_data(X):
-    centers = seeds_of(X)
-    assert centers.shape == (3, 4, X.shape[1])
-    for c in centers.numpy():
-        assert all(np.any(np.all(row == X, axis=1)) for row in c)
-        assert len(np.unique(c, axis=0)) == 4
-    assert len(np.unique(centers.reshape(3, -1), axis=0)) == 3
-
-
-def test_plus_plus_takes_a_row_of_each_blob(blobs):
-    X, y = blobs
-    for centers in seeds_of(X, n_init=20).numpy():
-        nearest = np.linalg.norm(centers[:, None] - X, axis=2).argmin(axis=1)
-        assert sorted(y[nearest]) == [0, 1, 2, 3]
-
-
-def test_plus_plus_takes_weights_as_repetitions_and_never_a_weight_of_zero(X):
-    weight = (np.arange(len(X)) % 3).astype(float)
-    got = seeds_of(X, weight=weight)
-    np.testing.assert_array_equal(got, seeds_of(np.repeat(X, weight.astype(int), axis=0)))
-    unseen = {tuple(row) for row in X[weight == 0]}
-    assert not unseen & {tuple(row) for row in got.flatten(0, 1).tolist()}
-
-
-def test_plus_plus_in_parts_is_plus_plus(X, monkeypatch):
-    whole = seeds_of(X)
-    monkeypatch.setattr(gaussian_mixture, "CANDIDATES", 1)
-    np.testing.assert_array_equal(seeds_of(X), whole)
-
-
-def test_plus_plus_outlives_fewer_distinct_rows_than_clusters():
-    X = np.repeat([[0.0, 1.0], [2.0, 3.0]], 5, axis=0)
-    centers = seeds_of(X)
-    assert torch.isfinite(centers).all()
-    assert torch.isfinite(k_means(torch.tensor(X), centers).parameters.means).all()
 
 
 def test_parameters_are_taken_and_put_by_number(X):

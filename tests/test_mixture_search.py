@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
+from deepmix import mixture_search
 from deepmix.gaussian_mixture import (
     MixtureParameters,
     estimate_gaussians,
@@ -17,7 +19,9 @@ from deepmix.mixture_search import (
     covariance_type_for,
     cut_and_merge,
     cuts,
+    k_means,
     merged,
+    plus_plus,
     race,
     search_mixture,
     start_resp,
@@ -123,6 +127,63 @@ def test_the_search_outlives_poor_data(n_clusters):
 
 
 # --- Starts and race ---
+
+
+def test_hard_em_with_one_variance_and_equal_weights_is_k_means(overlapping):
+    X = overlapping[0] - overlapping[0].mean(axis=0)
+    centers = X[[0, 50, 100, 150]]
+    expected = KMeans(4, init=centers, n_init=1, tol=0).fit(X)
+    fit = k_means(torch.tensor(X), torch.tensor(centers), tol=1e-12)
+    np.testing.assert_allclose(fit.parameters.means, expected.cluster_centers_, rtol=1e-9)
+    assert float(fit.parameters.covariances) == pytest.approx(expected.inertia_ / X.size, rel=1e-6)
+    labels = log_joint(torch.tensor(X), fit.parameters).argmax(dim=1)
+    np.testing.assert_array_equal(labels, expected.labels_)
+
+
+def seeds_of(X, k=4, weight=None, n_init=3):
+    weight = None if weight is None else torch.tensor(weight)
+    generator = torch.Generator().manual_seed(0)
+    return plus_plus(torch.tensor(X), k, generator, weight, n_init)
+
+
+def test_plus_plus_takes_different_rows_of_the_data(overlapping):
+    X = overlapping[0]
+    centers = seeds_of(X)
+    assert centers.shape == (3, 4, X.shape[1])
+    for c in centers.numpy():
+        assert all(np.any(np.all(row == X, axis=1)) for row in c)
+        assert len(np.unique(c, axis=0)) == 4
+    assert len(np.unique(centers.reshape(3, -1), axis=0)) == 3
+
+
+def test_plus_plus_takes_a_row_of_each_blob(blobs):
+    X, y = blobs
+    for centers in seeds_of(X, n_init=20).numpy():
+        nearest = np.linalg.norm(centers[:, None] - X, axis=2).argmin(axis=1)
+        assert sorted(y[nearest]) == [0, 1, 2, 3]
+
+
+def test_plus_plus_takes_weights_as_repetitions_and_never_a_weight_of_zero(overlapping):
+    X = overlapping[0]
+    weight = (np.arange(len(X)) % 3).astype(float)
+    got = seeds_of(X, weight=weight)
+    np.testing.assert_array_equal(got, seeds_of(np.repeat(X, weight.astype(int), axis=0)))
+    unseen = {tuple(row) for row in X[weight == 0]}
+    assert not unseen & {tuple(row) for row in got.flatten(0, 1).tolist()}
+
+
+def test_plus_plus_in_parts_is_plus_plus(overlapping, monkeypatch):
+    X = overlapping[0]
+    whole = seeds_of(X)
+    monkeypatch.setattr(mixture_search, "CANDIDATES", 1)
+    np.testing.assert_array_equal(seeds_of(X), whole)
+
+
+def test_plus_plus_outlives_fewer_distinct_rows_than_clusters():
+    X = np.repeat([[0.0, 1.0], [2.0, 3.0]], 5, axis=0)
+    centers = seeds_of(X)
+    assert torch.isfinite(centers).all()
+    assert torch.isfinite(k_means(torch.tensor(X), centers).parameters.means).all()
 
 
 def test_starts_are_partitions(overlapping):

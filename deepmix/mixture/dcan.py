@@ -22,9 +22,7 @@ from deepmix.gaussian_mixture import (
     COVARIANCE_TYPES,
     MixtureParameters,
     full_covariances,
-    k_means,
     log_joint,
-    plus_plus,
 )
 from deepmix.initialization import (
     ReconstructionObjective,
@@ -41,7 +39,7 @@ from deepmix.mixture.adversarial import (
     coders,
     hard_mixture,
 )
-from deepmix.mixture_search import covariance_type_for, search_mixture
+from deepmix.mixture_search import covariance_type_for, k_means, plus_plus, search_mixture
 from deepmix.networks import check_layer_sizes, materialize, trainable
 from deepmix.training import History
 

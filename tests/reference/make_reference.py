@@ -9,8 +9,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from deepmix import AECM, DCAN, ClusteringModule, DeepDPM, NeuralMixtureEM
+from deepmix.gaussian_mixture import fit_gaussian_mixture, log_resp
 
 PATH = Path(__file__).with_name("reference.json")
 
@@ -67,6 +69,16 @@ FITS = {
     "DCAN, euclidean": (DCAN, {"divergence": "euclidean", "covariance_type": "tied"}),
 }
 
+MIXTURES = {
+    "mixture, full": {"covariance_type": "full", "reg_covar": 1e-3},
+    "mixture, shrunk and equal": {"shrinkage": 0.1, "equal_weights": True, "reg_covar": 1e-3},
+    "mixture, tied": {"covariance_type": "tied"},
+    "mixture, diag": {"covariance_type": "diag"},
+    "mixture, spherical": {"covariance_type": "spherical"},
+    "mixture, hard with one variance": {"covariance_type": "tied_spherical", "hard": True},
+}
+NAMES = (*FITS, *MIXTURES)
+
 
 def data():
     """Three clusters of different size on an ellipse, by arithmetic: X of shape (60, 3)."""
@@ -109,5 +121,27 @@ def summary(model):
     return {name: np.asarray(value).tolist() for name, value in arrays.items()}
 
 
+def mixture_summary(name):
+    """EM for one of the mixtures on weighted rows, by arithmetic all of it: dict of lists."""
+    i = np.arange(60.0)
+    x = torch.tensor(data() - data().mean(axis=0))
+    start = torch.tensor(np.sin(np.outer(i, [1.0, 2.0, 3.0]))).softmax(dim=1)
+    weight = torch.tensor(1.0 + i % 3)
+    fit = fit_gaussian_mixture(x, start, weight, max_iter=15, tol=0.0, **MIXTURES[name])
+    arrays = {
+        "weights": fit.parameters.weights,
+        "means": fit.parameters.means,
+        "covariances": fit.parameters.covariances,
+        "lower_bound": fit.lower_bound,
+        "resp": log_resp(x[:4], fit.parameters).exp(),
+    }
+    return {key: value.tolist() for key, value in arrays.items()}
+
+
+def record(name):
+    """What is recorded under a name."""
+    return mixture_summary(name) if name in MIXTURES else summary(fit(name))
+
+
 if __name__ == "__main__":
-    PATH.write_text(json.dumps({name: summary(fit(name)) for name in FITS}, indent=1) + "\n")
+    PATH.write_text(json.dumps({name: record(name) for name in NAMES}, indent=1) + "\n")
