@@ -277,6 +277,7 @@ ONE = {
         ("latent_dim", 2.0),
         ("clustering_weight", -1.0),
         ("clustering_weight", None),
+        ("warm_up", -1),
         ("reconstruction_weight", -1.0),
         ("conditional", "yes"),
         ("generator_loss", "hinge"),

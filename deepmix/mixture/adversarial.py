@@ -438,6 +438,7 @@ class Settings(NamedTuple):
     """What the objectives have in common: parameters of `DCAN` by their names there."""
 
     clustering_weight: float
+    warm_up: int
     reconstruction_weight: float
     update_every: int
     pool_size: int
@@ -505,7 +506,8 @@ class LatentObjective(Objective):
 
     def _terms(self, clustering, x, code, z, weight):
         settings, network = self.settings, self.network
-        terms = {"clustering": settings.clustering_weight * clustering}
+        ramp = min(1.0, self.n_steps / settings.warm_up) if settings.warm_up else 1.0
+        terms = {"clustering": ramp * settings.clustering_weight * clustering}
         if settings.reconstruction_weight:
             x_hat = network.autoencoder.decoder(code)
             with full_precision(x.device):

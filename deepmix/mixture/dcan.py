@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
@@ -23,12 +22,13 @@ from deepmix.gaussian_mixture import (
     COVARIANCE_TYPES,
     MixtureParameters,
     full_covariances,
+    log_joint,
 )
 from deepmix.initialization import (
     ReconstructionObjective,
     build_autoencoder,
     canonical_order,
-    initial_centers,
+    first_best,
     sample_rows,
 )
 from deepmix.losses import squared_error
@@ -39,7 +39,7 @@ from deepmix.mixture.adversarial import (
     coders,
     hard_mixture,
 )
-from deepmix.mixture_search import covariance_type_for, search_mixture
+from deepmix.mixture_search import covariance_type_for, k_means, plus_plus, search_mixture
 from deepmix.networks import check_layer_sizes, materialize, trainable
 from deepmix.training import History
 
@@ -53,8 +53,7 @@ BATCH = 128
 # that it copies would be all reconstruction.
 LEAST_ERROR = 0.01
 # Of a scaled row, on average. Adam moves a weight by its step whatever the input, codes therefore
-# by the step times the norm of the row: more than this and the first steps of the game undo much of
-# the start (on MNIST .59 to .64 accuracy with variance one in each of 196 pixels, .64 to .71 so).
+# by the step times the norm of the row: this one is about that of MNIST's pixels as they are.
 SQUARED_NORM = 10.0
 KMEANS_RESTARTS = 20
 REG_COVAR = 1e-3  # of the codes' variance
@@ -84,8 +83,9 @@ class DCAN(DecoderMixin, BaseDeepMixture):
 
     An autoencoder is trained, then its encoder goes on: until a small network, the critic, cannot
     tell codes relative to their own cluster from Gaussian noise, while the decoder still rebuilds
-    the data. Clusters are read from a Gaussian mixture of the codes. For images; on tables an
-    autoencoder may lose more than the game wins back.
+    the data. Clusters are read from a Gaussian mixture of the codes, which is worth more than the
+    game is: ``max_iter=0`` leaves the game out. For images; on tables an autoencoder may lose more
+    than all that follows wins back.
 
     Parameters
     ----------
@@ -94,7 +94,8 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     divergence : {'js', 'kl', 'euclidean'}, default='js'
         What brings codes near their own component: the critic, which stands for the Jensen-Shannon
         divergence; or a closed form, the Kullback-Leibler divergence of two Gaussians or half the
-        squared distance. Those are faster, and gain less on MNIST.
+        squared distance. Those are faster, and the mixture that training follows gains less by
+        them on MNIST; that of the final codes gains as much.
     covariance_type : {'auto', 'full', 'tied', 'diag', 'spherical', 'tied_spherical', \
             'tracked'}, default='auto'
         Of the mixture that is fitted to the final codes and makes the predictions. 'tracked' takes
@@ -109,14 +110,18 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     clustering_weight : 'auto' or float, default='auto'
         Weight of the divergence beside the reconstruction (gamma). 'auto' is 3 for 'js', 0.6 for
         'kl' and 1 for 'euclidean'. The game breaks clusters at 20.
+    warm_up : int, default=0
+        Steps in which that weight grows from nothing. At first the critic knows nothing, and pushes
+        codes at random: where clusters lie far apart, this can drive them further apart and lose
+        some. 300 steps are a remedy. Not in a fit that goes on from another.
     reconstruction_weight : float, default=1.0
         Weight of the decoder's error, in units of that after pretraining. With 0 the decoder is
         not trained further, as in the paper: nothing then keeps the codes from losing what tells
         the clusters apart.
     conditional : bool, default=True
         Whether the critic sees codes relative to their own component, in units of its deviation,
-        or as they are. As they are it cannot ask which component a code belongs to: half of the
-        gain on MNIST is lost, and others lose accuracy.
+        or as they are. As they are it cannot ask which component a code belongs to: the tracked
+        mixture loses half of its gain on MNIST, and accuracy elsewhere.
     generator_loss : {'non_saturating', 'saturating'}, default='non_saturating'
         What the encoder minimises. The paper's 'saturating' loses clusters.
     assignment : {'posterior', 'literal'}, default='posterior'
@@ -255,6 +260,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         "hidden_layer_sizes": ["array-like"],
         "latent_dim": [None, Interval(Integral, 1, None, closed="left")],
         "clustering_weight": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
+        "warm_up": [Interval(Integral, 0, None, closed="left")],
         "reconstruction_weight": [Interval(Real, 0, None, closed="left")],
         "conditional": ["boolean"],
         "generator_loss": [StrOptions({"non_saturating", "saturating"})],
@@ -290,6 +296,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         hidden_layer_sizes=(384, 128),
         latent_dim=None,
         clustering_weight="auto",
+        warm_up=0,
         reconstruction_weight=1.0,
         conditional=True,
         generator_loss="non_saturating",
@@ -329,6 +336,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.latent_dim = latent_dim
         self.clustering_weight = clustering_weight
+        self.warm_up = warm_up
         self.reconstruction_weight = reconstruction_weight
         self.conditional = conditional
         self.generator_loss = generator_loss
@@ -570,6 +578,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         weight = self.clustering_weight
         return Settings(
             clustering_weight=CLUSTERING_WEIGHTS[self.divergence] if weight == "auto" else weight,
+            warm_up=0 if self._continues() else self.warm_up,
             reconstruction_weight=self.reconstruction_weight,
             update_every=self.update_every,
             pool_size=self.pool_size,
@@ -608,17 +617,24 @@ class DCAN(DecoderMixin, BaseDeepMixture):
 
         mean = float(sum_batchwise(error, rows)) / rows.total_weight
         network.error_unit.fill_(max(mean, floor) or 1.0)
-        codes, weight = sample_rows(rows, network.encode, self.n_clusters, random_state, CODES)
-        centers = initial_centers(
-            self.init, codes, self.n_clusters, random_state, weight, n_init=KMEANS_RESTARTS
-        )
-        nearest = torch.from_numpy(pairwise_distances_argmin(codes, centers))
+        sample = sample_rows(rows, network.encode, self.n_clusters, random_state, CODES)
+        # In a fixed order k-means++ draws the same whatever the order of the rows.
+        codes, weight = canonical_order(*sample)
         z = torch.from_numpy(codes).double()
         weight = torch.ones_like(z[:, 0]) if weight is None else torch.from_numpy(weight)
-        uniform = torch.full((self.n_clusters,), 1.0 / self.n_clusters).double()
-        before = uniform, torch.from_numpy(centers).double(), torch.ones(()).double()
-        network.tracked.set(*hard_mixture(z, nearest.long(), weight, before))
+        mixture = self._first_mixture(z, weight, make_generator(random_state))
+        labels = log_joint(z, mixture).argmax(dim=1)
+        before = (mixture.weights, mixture.means, mixture.covariances)
+        network.tracked.set(*hard_mixture(z, labels, weight, before))
         network.variance_unit.copy_(network.tracked.variance)
+
+    def _first_mixture(self, z, weight, generator):
+        """Components by k-means, the best of several, or by k-means++."""
+        several = self.init == "k-means"
+        n_init = KMEANS_RESTARTS if several else 1
+        centers = plus_plus(z, self.n_clusters, generator, weight, n_init)
+        fit = k_means(z, centers, weight, max_iter=100 if several else 0)
+        return fit.take(first_best(-fit.lower_bound)).parameters
 
     def _normalize(self, network, rows):
         """Give codes mean zero and variance one, unless their scale is to mean something."""
@@ -657,14 +673,12 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     def _read_out(self, network, rows):
         """Fit the mixture that predictions are made from."""
         random_state = check_random_state(self.random_state)
-        codes, weight = sample_rows(
-            rows, network.encode, self.n_clusters, random_state, FINAL_CODES
-        )
-        # In a fixed order k-means++ draws the same whatever the order of the rows.
-        codes, weight = canonical_order(codes, weight)
+        sample = sample_rows(rows, network.encode, self.n_clusters, random_state, FINAL_CODES)
+        codes, weight = canonical_order(*sample)
         z = torch.from_numpy(codes).to(rows.device)
         weight = None if weight is None else torch.from_numpy(weight).to(z.device)
-        counts = torch.bincount(network.tracked.assign(z), minlength=self.n_clusters)
+        own = network.tracked.assign(z, self.assignment == "literal")
+        counts = torch.bincount(own, minlength=self.n_clusters)
         self._n_lost = int((counts == 0).sum())
         network.publish()
         if self.covariance_type != "tracked":
@@ -718,6 +732,6 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         if self._n_lost and len(np.unique(self.labels_)) == self.n_clusters_:
             yield (
                 f"{self._n_lost} of {self.n_clusters} components of the mixture that training "
-                "followed have lost all their rows. Lower clustering_weight or "
+                "followed have lost all their rows. Set warm_up=300, lower clustering_weight or "
                 "learning_rate_init, or raise reconstruction_weight."
             )

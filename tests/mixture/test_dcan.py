@@ -61,6 +61,7 @@ def mixture(k=4, d=3, seed=1):
 def settings(**changed):
     values = {
         "clustering_weight": 2.0,
+        "warm_up": 0,
         "reconstruction_weight": 0.5,
         "update_every": 0,
         "pool_size": 100,
@@ -252,6 +253,23 @@ def test_the_steps_of_the_game_are_the_equations(conditional):
         torch.testing.assert_close(terms[name], value, rtol=RTOL, atol=0, msg=name)
     assert set(terms) == {*expected, "critic", "critic_accuracy"}
     assert 0 <= float(terms["critic_accuracy"] / weight.sum()) <= 1
+
+
+def test_a_warm_up_lets_the_weight_grow_by_the_step():
+    x, weight = example()
+    rows = Rows(x.numpy(), torch.device("cpu"), x.dtype)
+    objectives = [
+        AdversarialObjective(small_network(), rows, settings(warm_up=steps), make_generator())
+        for steps in (0, 4)
+    ]
+    for step in range(1, 7):
+        full, growing = (
+            {**o.critic_step(x, None, weight), **o.encoder_step(x, None, weight)}
+            for o in objectives
+        )
+        expected = min(1.0, step / 4) * full["clustering"]
+        torch.testing.assert_close(growing["clustering"], expected, rtol=RTOL, atol=0)
+        torch.testing.assert_close(growing["reconstruction"], full["reconstruction"])
 
 
 def make_generator(seed=0):

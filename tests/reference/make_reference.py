@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+<<<<<<< HEAD
 from deepmix import (
     AECM,
     DCAN,
@@ -19,6 +20,9 @@ from deepmix import (
     DeepDPM,
     NeuralMixtureEM,
 )
+=======
+from deepmix import AECM, DCAN, ClusteringModule, DeepDPM, NeuralMixtureEM
+>>>>>>> dcan
 from deepmix.gaussian_mixture import fit_gaussian_mixture, log_resp
 
 PATH = Path(__file__).with_name("reference.json")
