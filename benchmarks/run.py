@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 PAPERS = Path(__file__).parent / "papers"
-NAMES = ("clustering_module", "aecm", "neural_mixture_em", "deep_dpm")
+NAMES = ("clustering_module", "aecm", "neural_mixture_em", "deep_dpm", "autoencoder_deep_dpm")
 # Options that not every benchmark has.
 OWN = {
     "--epochs": ("clustering_module", "neural_mixture_em"),
