@@ -12,7 +12,14 @@ import sys
 from pathlib import Path
 
 PAPERS = Path(__file__).parent / "papers"
-NAMES = ("clustering_module", "aecm", "neural_mixture_em", "deep_dpm", "dcan")
+NAMES = (
+    "clustering_module",
+    "aecm",
+    "neural_mixture_em",
+    "deep_dpm",
+    "autoencoder_deep_dpm",
+    "dcan",
+)
 # Options that not every benchmark has.
 OWN = {
     "--epochs": ("clustering_module", "neural_mixture_em"),

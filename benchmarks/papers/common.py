@@ -280,7 +280,7 @@ def criteria(estimator, X):
     found = {"loss": loss[-1] if len(loss) else ""}
     device = resolve_device(estimator.device_)
     network = estimator.module_.to(device)
-    if not hasattr(network, "clustering"):  # no centres
+    if not hasattr(getattr(network, "clustering", None), "centers"):
         return found
     embed = getattr(network, "encode", None) or network.scaler
     rows = Rows(X, device, torch.float32)

@@ -248,7 +248,7 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
         No split goes beyond this number.
     amortized : bool, default=False
         Whether a clustering net learns the responsibilities, as in the paper, or EM computes them,
-        which is many times faster.
+        which is faster.
     covariance_type : {'full', 'diag', 'spherical'}, default='full'
         Of the clusters, in the scaled codes.
     concentration : float, default=10.0

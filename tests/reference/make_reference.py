@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-<<<<<<< HEAD
 from deepmix import (
     AECM,
     DCAN,
@@ -20,9 +19,6 @@ from deepmix import (
     DeepDPM,
     NeuralMixtureEM,
 )
-=======
-from deepmix import AECM, DCAN, ClusteringModule, DeepDPM, NeuralMixtureEM
->>>>>>> dcan
 from deepmix.gaussian_mixture import fit_gaussian_mixture, log_resp
 
 PATH = Path(__file__).with_name("reference.json")
