@@ -110,10 +110,10 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     clustering_weight : 'auto' or float, default='auto'
         Weight of the divergence beside the reconstruction (gamma). 'auto' is 3 for 'js', 0.6 for
         'kl' and 1 for 'euclidean'. The game breaks clusters at 20.
-    warm_up : int, default=0
+    warm_up : int, default=300
         Steps in which that weight grows from nothing. At first the critic knows nothing, and pushes
         codes at random: where clusters lie far apart, this can drive them further apart and lose
-        some. 300 steps are a remedy. Not in a fit that goes on from another.
+        some. Not in a fit that goes on from another.
     reconstruction_weight : float, default=1.0
         Weight of the decoder's error, in units of that after pretraining. With 0 the decoder is
         not trained further, as in the paper: nothing then keeps the codes from losing what tells
@@ -296,7 +296,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         hidden_layer_sizes=(384, 128),
         latent_dim=None,
         clustering_weight="auto",
-        warm_up=0,
+        warm_up=300,
         reconstruction_weight=1.0,
         conditional=True,
         generator_loss="non_saturating",
@@ -399,6 +399,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
             **PAPER_SETTINGS[dataset]._asdict(),
             "covariance_type": "tracked",
             "clustering_weight": 1.0,
+            "warm_up": 0,
             "reconstruction_weight": 0.0,
             "conditional": False,
             "generator_loss": "saturating",
@@ -732,6 +733,6 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         if self._n_lost and len(np.unique(self.labels_)) == self.n_clusters_:
             yield (
                 f"{self._n_lost} of {self.n_clusters} components of the mixture that training "
-                "followed have lost all their rows. Set warm_up=300, lower clustering_weight or "
+                "followed have lost all their rows. Raise warm_up, lower clustering_weight or "
                 "learning_rate_init, or raise reconstruction_weight."
             )

@@ -124,6 +124,7 @@ def fit(name):
             "pretrain_max_iter": 10,
             "max_iter": 10,
             "readout_n_init": 2,
+            "warm_up": 0,
         },
     }
     settings = {"dtype": "auto", "tol": 0, "random_state": 0, **small.get(cls, {}), **parameters}
