@@ -40,6 +40,8 @@ SMALL = {
         "max_iter": 15,
         "learning_rate_init": 5e-3,
         "readout_n_init": 2,
+        # Longer than this fit; what the loss is should not hang on the epoch.
+        "warm_up": 0,
     },
     NeuralMixtureEM: {"n_init": 2, "max_iter": 30, "learning_rate_init": 1e-2},
     # Nets soft enough after 60 epochs of 12 steps for responsibilities to hang on every digit.
