@@ -393,6 +393,12 @@ class BaseDeepMixture(
 
     def _check_parameters(self):
         """Refuse parameters that do not go together; subclasses add theirs."""
+        # Of estimators with large networks.
+        if getattr(self, "precision", None) == "bfloat16" and self.dtype != "float32":
+            raise ValueError(
+                f"precision='bfloat16' goes with dtype='float32'; got dtype={self.dtype!r}. Change "
+                "one of the two."
+            )
 
     def _check_scale(self, rows):
         """Refuse data that overflow, and warn of data that lose their digits."""

@@ -1,8 +1,8 @@
 r"""Mixtures of Gaussians on tensors: densities and EM.
 
-The one mixture of the package. Parameters may have a leading axis of restarts, which EM runs side
-by side: to a density, the clusters of all restarts are but more clusters. Rows pass in pieces, so
-that memory does not grow with them.
+The mixture that is fitted by maximum likelihood. Parameters may have a leading axis of restarts,
+which EM runs side by side: to a density, the clusters of all restarts are but more clusters. Rows
+pass in pieces, so that no more is held of them than what is asked for.
 
 References
 ----------
@@ -14,6 +14,8 @@ References
 
 import math
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 
 import torch
 
@@ -114,6 +116,11 @@ def log_joint(x, parameters):
     -------
     Tensor of shape (n, ..., K)
     """
+    parts = _pieces(len(x), parameters.means.numel(), x.device)
+    return torch.cat([_log_joint(x[part], parameters) for part in parts])
+
+
+def _log_joint(x, parameters):
     means, covariances = parameters.means, parameters.covariances
     *lead, n_features = means.shape
     if COVARIANCE_TYPES[parameters.covariance_type][1]:
@@ -175,31 +182,6 @@ def log_resp(x, parameters):
     Tensor of shape (n, ..., K)
     """
     return log_joint(x, parameters).log_softmax(dim=-1)
-
-
-def sample(parameters, n_samples, generator):
-    """Draw rows from one mixture.
-
-    Parameters
-    ----------
-    parameters : MixtureParameters
-        Without an axis of restarts.
-    n_samples : int
-    generator : torch.Generator
-        On the CPU, so that every device sees the same draws.
-
-    Returns
-    -------
-    x : Tensor of shape (n_samples, d)
-    labels : Tensor of shape (n_samples,)
-    """
-    means = parameters.means
-    labels = torch.multinomial(
-        parameters.weights.double().cpu(), n_samples, replacement=True, generator=generator
-    ).to(means.device)
-    noise = torch.randn(n_samples, means.shape[1], generator=generator, dtype=torch.float64)
-    cholesky = torch.linalg.cholesky(full_covariances(parameters))[labels]
-    return means[labels] + (cholesky @ noise.to(means)[:, :, None]).squeeze(2), labels
 
 
 # --- M-step ----------------------------------------------------------------------------
@@ -408,7 +390,7 @@ def fit_gaussian_mixture(
             mixture_statistics(x[i], start[i] * _like(weight[i], start), covariance_type)
             for i in parts
         )
-        parameters = maximize(_total(parts), *options)
+        parameters = maximize(reduce(add, parts), *options)
     single = parameters.weights.dim() == 1
     parameters = parameters.take(None) if single else parameters
     fit = _iterate(x, weight, parameters, hard, options, max_iter, tol)
@@ -468,18 +450,10 @@ def e_step(x, weight, parameters, hard=False):
         return mixture_statistics(x[part], resp * _like(w, resp), parameters.covariance_type)
 
     parts = _pieces(len(x), parameters.means.numel(), x.device)
-    return _total(sums(part) for part in parts), bound
+    return reduce(add, map(sums, parts)), bound
 
 
 def _pieces(n, width, device):
     """Slices of rows: of a width that fits a cache, on the CPU; of a width that fits a memory."""
     size = max(64, PIECE * (1 if device.type == "cpu" else 64) // width)
     return (slice(start, start + size) for start in range(0, n, size))
-
-
-def _total(parts):
-    parts = iter(parts)
-    total = next(parts)
-    for part in parts:
-        total = total + part
-    return total

@@ -17,6 +17,7 @@ from deepmix._torch import (
     make_generator,
     refuse_bad_weights,
     resolve_device,
+    sum_batchwise,
     to_host,
 )
 from deepmix.gaussian_mixture import fit_gaussian_mixture
@@ -35,7 +36,7 @@ def first_best(values):
     """Index of the first value that is the smallest but for rounding.
 
     Restarts that end in one partition under several names differ by rounding only: which of them
-    is kept should not hang on the processor.
+    is kept should not depend on the processor.
 
     Parameters
     ----------
@@ -213,6 +214,33 @@ class ReconstructionObjective(Objective):
         with full_precision(x.device):
             # The mean over features keeps the term near one whatever the width.
             return {"reconstruction": squared_error(x, x_hat.to(x), weight) / x.shape[1]}
+
+
+def reconstruction_unit(network, rows, least):
+    """Squared error of a row by a pretrained autoencoder: what its later errors are counted in.
+
+    Parameters
+    ----------
+    network : nn.Module
+        With ``scaler`` and ``autoencoder``, in eval mode.
+    rows : Rows
+    least : float
+        Share of the variance of the scaled rows that it is at least; a copy has no error.
+
+    Returns
+    -------
+    float
+        1 where rows are all equal.
+    """
+
+    def error(batch, weight):
+        x = network.scaler(batch)
+        return squared_error(x, network.autoencoder(x), weight).double().cpu()
+
+    mean = float(sum_batchwise(error, rows)) / rows.total_weight
+    scale = network.scaler.scale.cpu().double()
+    variance = float((rows.moments()[1] / scale.square()).sum())
+    return max(mean, least * variance) or 1.0
 
 
 def build_autoencoder(

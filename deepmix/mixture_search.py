@@ -86,7 +86,7 @@ def search_mixture(
     Parameters
     ----------
     x : Tensor of shape (n, d)
-        In float64, if digits are not to hang on the order of sums.
+        In float64, if digits are not to depend on the order of sums.
     n_clusters : int
     generator : torch.Generator
         On the CPU, so that every device sees the same draws.

@@ -6,6 +6,8 @@ a Dirichlet process with a normal-inverse-Wishart prior. All functions work on a
 side.
 """
 
+from functools import reduce
+from operator import add
 from typing import NamedTuple
 
 import numpy as np
@@ -102,19 +104,11 @@ class ScaledRows:
 
     def sums(self, labels, n_clusters, covariance_type):
         """Statistics of the values as they are."""
-        return add(
+        parts = (
             hard_statistics(x, labels[part], self.weight[part], n_clusters, covariance_type)
             for part, x in self.chunks()
         )
-
-
-def add(parts):
-    """Sum of statistics of several chunks of rows."""
-    parts = iter(parts)
-    total = next(parts)
-    for part in parts:
-        total = total + part
-    return total
+        return reduce(add, parts)
 
 
 # --- Rounded values --------------------------------------------------------------------
@@ -701,11 +695,11 @@ class Partition:
         self._done.add("split")
         cuts = self.splitter(self.labels, self.n_clusters)
         if others is not None:
-            cuts = others if cuts is None else cuts.better(others, self.labels)
+            cuts = cuts.better(others, self.labels)
         accepted = self._accepts(cuts.log_ratio)
         if not accepted.any():
             return self._look_ahead(epoch, cuts)
-        if self.max_clusters is not None and accepted.any():
+        if self.max_clusters is not None:
             room = max(0, self.max_clusters - self.n_clusters)
             best = cuts.log_ratio.masked_fill(~accepted, -torch.inf).argsort(descending=True)
             accepted = accepted & torch.zeros_like(accepted).index_fill_(0, best[:room], True)

@@ -17,8 +17,10 @@ from deepmix.initialization import (
     check_centers,
     first_best,
     initial_centers,
+    reconstruction_unit,
     sample_rows,
 )
+from deepmix.networks import Standardizer
 
 
 def centers_of(init, X, k=4, seed=0, weight=None, **options):
@@ -244,3 +246,19 @@ def test_the_first_of_the_best_is_chosen_whatever_rounding_says():
     assert first_best([np.inf, 5.0]) == 1
     assert first_best([np.inf, np.inf]) == 0
     assert first_best([0.0, -1e-30]) == 1
+
+
+def test_the_unit_of_reconstruction_is_the_error_of_a_row(blobs):
+    X, _ = blobs
+    rows = Rows(X, torch.device("cpu"), torch.float64)
+    scaler, coder = Standardizer(X.shape[1]).double(), torch.nn.Module()
+    scaler.fit(*rows.moments())
+    coder.forward = lambda x: 0.5 * x
+    network = torch.nn.Module()
+    network.scaler, network.autoencoder = scaler, coder
+    scaled = (X - X.mean(axis=0)) / float(scaler.scale)
+    expected = 0.25 * (scaled**2).sum(axis=1).mean()
+    assert reconstruction_unit(network, rows, 0.01) == pytest.approx(expected, rel=1e-9)
+    # A copy has no error, and counts as one of a share of the variance.
+    coder.forward = lambda x: x
+    assert reconstruction_unit(network, rows, 0.01) == pytest.approx(0.04 * expected, rel=1e-9)

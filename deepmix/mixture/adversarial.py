@@ -579,7 +579,7 @@ class AdversarialObjective(LatentObjective):
     def _draw(self, labels, weight, z):
         """Positives: draws from the components of the batch, as the critic sees them.
 
-        Their number does not hang on that of the rows, so that a row that counts twice is the
+        Their number does not depend on that of the rows, so that a row that counts twice is the
         same as two rows.
         """
         shape = (self.settings.batch_size, z.shape[1])

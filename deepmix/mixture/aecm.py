@@ -526,11 +526,6 @@ class AECM(LatentMixture):
     def _check_parameters(self):
         super()._check_parameters()
         check_layer_sizes(self.hidden_layer_sizes)
-        if self.precision == "bfloat16" and self.dtype != "float32":
-            raise ValueError(
-                f"precision='bfloat16' goes with dtype='float32'; got dtype={self.dtype!r}. Change "
-                "one of the two."
-            )
 
     def _init_network(self, rows, n_restarts, random_state, generator):
         arguments = self._network_arguments(rows.n_features)

@@ -14,10 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from deepmix._torch import Rows, apply_batchwise, full_precision, sum_batchwise
+from deepmix._torch import Rows, apply_batchwise, full_precision
 from deepmix.base import BaseDeepMixture, Interval, StrOptions
 from deepmix.center_mixture import DecoderMixin
-from deepmix.initialization import ReconstructionObjective, build_autoencoder
+from deepmix.initialization import (
+    ReconstructionObjective,
+    build_autoencoder,
+    reconstruction_unit,
+)
 from deepmix.losses import squared_error
 from deepmix.mixture.deep_dpm import DeepDPM, mixture_attributes
 from deepmix.mixture.dirichlet_process_mixture import DPMNetwork
@@ -327,7 +331,7 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
     n_iter_ : int
         Epochs of the autoencoder after pretraining.
     converged_ : bool
-        Whether no proposal was left in the last clustering.
+        Whether no proposal was left in the last clustering; False if ``tol=0``.
     device_ : str
         Where it was trained.
     n_features_in_ : int
@@ -566,11 +570,6 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
     def _check_parameters(self):
         super()._check_parameters()
         check_layer_sizes(self.hidden_layer_sizes)
-        if self.precision == "bfloat16" and self.dtype != "float32":
-            raise ValueError(
-                f"precision='bfloat16' goes with dtype='float32'; got dtype={self.dtype!r}. Change "
-                "one of the two."
-            )
 
     def _network_arguments(self, n_features):
         latent_dim = self.latent_dim or min(LATENT_DIM, n_features)
@@ -643,15 +642,7 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
             objective = ReconstructionObjective(network.autoencoder, network.scaler)
             options = {"max_iter": self.pretrain_max_iter, "task": "pretrain"}
             history = self._minimize(objective, network, rows, **options, **told)
-
-        def error(batch, weight):
-            x = network.scaler(batch)
-            return squared_error(x, network.autoencoder(x), weight).double().cpu()
-
-        network.eval()
-        total = float(sum_batchwise(error, rows)) / rows.total_weight
-        variance = (rows.moments()[1] / network.scaler.scale.cpu().double().square()).sum()
-        network.error.fill_(max(total, LEAST_ERROR * float(variance)) or 1.0)
+        network.error.fill_(reconstruction_unit(network.eval(), rows, LEAST_ERROR))
         return history
 
     def _train_features(self, before, network, rows, **told):
@@ -688,20 +679,21 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
         before, clustering = network.clustering, network.clustering
         clustering.given = None
         if again:
-            labels = labels_of(before, codes)
+            labels = labels_of(before, ScaledRows(codes, before.scaler))
             clustering = self._draw_mixture(codes.n_features, generator)
             clustering = clustering.to(rows.device, rows.dtype)
             clustering.given = labels.unique(return_inverse=True)[1]
             network.clustering = clustering
         if again or not self._continues():
             self._fit_scaler(clustering, codes)
+        data = ScaledRows(codes, clustering.scaler)
         if again and self.relative_loss:
-            left = share_of(clustering, codes, clustering.given) / before.within
+            left = share_of(data, clustering.given) / before.within
             network.shrinkage.mul_(left).clamp_(min=LEAST_SHRINKAGE)
         codes.prior_factor = float(network.shrinkage)
         found = self._cluster(
             clustering.train(),
-            codes,
+            data,
             generator,
             random_state,
             reports,
@@ -709,9 +701,8 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
             task="clustering",
             learning_rate=self.clustering_learning_rate,
         )
-        share = share_of(clustering, codes, labels_of(clustering, codes))
-        clustering.within = max(share, LEAST_SHRINKAGE)
-        clustering.log_posterior -= self._log_posterior_of_one(clustering, codes)
+        clustering.within = max(share_of(data, labels_of(clustering, data)), LEAST_SHRINKAGE)
+        clustering.log_posterior -= self._log_posterior_of_one(data)
         return found
 
     def _codes(self, network, rows):
@@ -719,14 +710,17 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
         weight = None if rows.uniform else rows.weight.cpu().double().numpy()
         return Rows(codes, rows.device, rows.dtype, weight)
 
-    def _log_posterior_of_one(self, clustering, codes):
+    def _log_posterior_of_one(self, data):
         """Of the partition of one cluster: restarts, whose codes differ, are compared above it."""
-        data = ScaledRows(codes, clustering.scaler)
-        one = torch.zeros(len(data), dtype=torch.long, device=codes.device)
+        one = torch.zeros(len(data), dtype=torch.long, device=data.weight.device)
         statistics = data.statistics(one, 1, self.covariance_type)
         return float(log_evidence(self._prior(data), statistics)) + np.log(self.concentration)
 
     # --- Hooks of the clustering -----------------------------------------------------
+
+    def _continues(self):
+        # A fit that was interrupted in pretraining has no clusters to go on from.
+        return super()._continues() and self._clustered
 
     def _resumes(self, network):
         return self._continues() and network.given is None
@@ -744,6 +738,10 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
         return CODE_FLOOR * total_weight
 
     # --- Fitted state ----------------------------------------------------------------
+
+    def _set_fitted(self, network, history, restart, rows, X):
+        super()._set_fitted(network, history, restart, rows, X)
+        self._clustered = len(network.n_clusters) > 0
 
     def _fitted_attributes(self, network, rows, restart=0):
         attributes = BaseDeepMixture._fitted_attributes(self, network, rows, restart)
@@ -763,15 +761,14 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
             )
 
 
-def labels_of(clustering, codes):
+def labels_of(clustering, data):
     """Clusters of the rows that count: Tensor of shape (n,)."""
-    data, dtype = ScaledRows(codes, clustering.scaler), codes.dtype
     with torch.no_grad():
-        return data.map(lambda x, part: clustering.labels(x.to(dtype)))
+        return data.map(lambda x, part: clustering.labels(x.to(data.rows.dtype)))
 
 
-def share_of(clustering, codes, labels):
-    data = ScaledRows(codes, clustering.scaler)
+def share_of(data, labels):
+    """`within_share` of the clusters that ``labels`` names: float."""
     return within_share(data.statistics(labels, int(labels.max()) + 1, "diag"))
 
 

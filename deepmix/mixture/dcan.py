@@ -29,6 +29,7 @@ from deepmix.initialization import (
     build_autoencoder,
     canonical_order,
     first_best,
+    reconstruction_unit,
     sample_rows,
 )
 from deepmix.losses import squared_error
@@ -421,8 +422,9 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     def read_out(self, X, sample_weight=None):
         """Fit the mixture of the codes anew, and nothing else.
 
-        With ``covariance_type`` and ``readout_n_init`` as they are now, on the codes of X: to try
-        another mixture on a network that is trained. ``labels_`` are those of X then.
+        With ``covariance_type``, ``equal_weights`` and ``readout_n_init`` as they are now, on the
+        codes of X: to try another mixture on a network that is trained. The network, and with it
+        the number of clusters, stays what it was in `fit`. ``labels_`` are those of X then.
 
         Parameters
         ----------
@@ -440,7 +442,8 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         rows = Rows(X, self._prediction_device(), self._training_dtype(X), weight)
         network = self._rebuild(rows.dtype, rows.device)
         self._read_out(network, rows)
-        for name, value in self._fitted_attributes(network, rows).items():
+        trained = {"_arguments": self._arguments, "n_clusters_": self.n_clusters_}
+        for name, value in {**self._fitted_attributes(network, rows), **trained}.items():
             setattr(self, name, value)
         self.labels_ = self._predict(X)
         return self
@@ -517,11 +520,6 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         super()._check_parameters()
         check_layer_sizes(self.hidden_layer_sizes)
         check_layer_sizes(self.critic_hidden_layer_sizes, "critic_hidden_layer_sizes")
-        if self.precision == "bfloat16" and self.dtype != "float32":
-            raise ValueError(
-                f"precision='bfloat16' goes with dtype='float32'; got dtype={self.dtype!r}. Change "
-                "one of the two."
-            )
 
     def _init_network(self, rows, n_restarts, random_state, generator):
         arguments = self._network_arguments(rows.n_features)
@@ -609,15 +607,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     def _start(self, network, rows, random_state):
         """Units of codes and losses, and components by k-means."""
         self._normalize(network, rows)
-        _, variances = rows.moments()
-        floor = LEAST_ERROR * float(variances.sum()) / float(network.scaler.scale) ** 2
-
-        def error(batch, weight):
-            x = network.scaler(batch)
-            return squared_error(x, network.autoencoder(x), weight).double().cpu()
-
-        mean = float(sum_batchwise(error, rows)) / rows.total_weight
-        network.error_unit.fill_(max(mean, floor) or 1.0)
+        network.error_unit.fill_(reconstruction_unit(network, rows, LEAST_ERROR))
         sample = sample_rows(rows, network.encode, self.n_clusters, random_state, CODES)
         # In a fixed order k-means++ draws the same whatever the order of the rows.
         codes, weight = canonical_order(*sample)
@@ -674,32 +664,33 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     def _read_out(self, network, rows):
         """Fit the mixture that predictions are made from."""
         random_state = check_random_state(self.random_state)
-        sample = sample_rows(rows, network.encode, self.n_clusters, random_state, FINAL_CODES)
+        n_clusters = len(network.tracked.weights)
+        sample = sample_rows(rows, network.encode, n_clusters, random_state, FINAL_CODES)
         codes, weight = canonical_order(*sample)
         z = torch.from_numpy(codes).to(rows.device)
         weight = None if weight is None else torch.from_numpy(weight).to(z.device)
         own = network.tracked.assign(z, self.assignment == "literal")
-        counts = torch.bincount(own, minlength=self.n_clusters)
+        counts = torch.bincount(own, minlength=n_clusters)
         self._n_lost = int((counts == 0).sum())
         network.publish()
         if self.covariance_type != "tracked":
             fit = search_mixture(
                 z.double(),
-                self.n_clusters,
+                n_clusters,
                 make_generator(random_state),
                 weight,
                 starts=[network.mixture.exact],
-                covariance_type=self._readout_type(rows.total_weight, z.shape[1]),
+                covariance_type=self._readout_type(rows.total_weight, n_clusters, z.shape[1]),
                 equal_weights=self.equal_weights,
                 reg_covar=REG_COVAR,
                 n_init=self.readout_n_init,
             )
             network.mixture.set(fit.parameters)
 
-    def _readout_type(self, n_rows, n_dimensions):
+    def _readout_type(self, n_rows, n_clusters, n_dimensions):
         if self.covariance_type != "auto":
             return self.covariance_type
-        return covariance_type_for(n_rows, self.n_clusters, n_dimensions)
+        return covariance_type_for(n_rows, n_clusters, n_dimensions)
 
     def _mixture(self):
         """The fitted mixture on tensors."""

@@ -26,7 +26,7 @@ from deepmix.mixture.dirichlet_process_mixture import (
     SubclusteringNets,
 )
 from deepmix.networks import check_layer_sizes, materialize
-from deepmix.split_merge import CHUNK, PROPOSAL, Partition, ScaledRows, Splitter, add
+from deepmix.split_merge import CHUNK, PROPOSAL, Partition, ScaledRows, Splitter
 
 # The prior scale 'auto', in units of the variance of a feature: a floor for each row, so that no
 # cluster of all rows is thinner than .3 % of the data's deviation and one of a tenth of them than
@@ -53,7 +53,8 @@ class DeepDPM(BaseDeepMixture):
         No split goes beyond this number.
     amortized : bool, default=True
         Whether a clustering net learns the responsibilities. Without it the mixture is trained
-        by EM, and nothing is random but the k-means of the start.
+        by EM, and nothing is random but the k-means of the start and, if ``stochastic``, the
+        acceptance of proposals.
     covariance_type : {'full', 'diag', 'spherical'}, default='full'
         Of the clusters, in the scaled features.
     concentration : float, default=10.0
@@ -132,7 +133,7 @@ class DeepDPM(BaseDeepMixture):
     n_iter_ : int
         Epochs run.
     converged_ : bool
-        Whether no proposal was left.
+        Whether no proposal was left; False if ``tol=0``, which does not ask.
     device_ : str
         Where it was trained.
     n_features_in_ : int
@@ -399,17 +400,16 @@ class DeepDPM(BaseDeepMixture):
         return network
 
     def _train(self, network, rows, generator, random_state, reports):
-        options = {"max_iter": self.max_iter}
-        return self._cluster(network, rows, generator, random_state, reports, **options)
+        data, options = ScaledRows(rows, network.scaler), {"max_iter": self.max_iter}
+        return self._cluster(network, data, generator, random_state, reports, **options)
 
     def _resumes(self, network):
         """Whether a clustering goes on from the mixture of the last fit."""
         return self._continues()
 
-    def _cluster(self, network, rows, generator, random_state, reports, **options):
+    def _cluster(self, network, data, generator, random_state, reports, **options):
         """Find the clusters of these rows: one whole training of the mixture."""
-        data = ScaledRows(rows, network.scaler)
-        prior = self._prior(data)
+        rows, prior = data.rows, self._prior(data)
         splitter = Splitter(data, prior, float(np.log(self.concentration)))
         draws = generator if self.stochastic else None
         partition = Partition(data, prior, splitter, self.max_clusters, self.check_unions, draws)
@@ -470,7 +470,7 @@ class DeepDPM(BaseDeepMixture):
 
     def _prior(self, data):
         """The normal-inverse-Wishart prior, around the mean of the scaled rows."""
-        mean = add(data.weight[part] @ x for part, x in data.chunks()) / data.total_weight
+        mean = sum(data.weight[part] @ x for part, x in data.chunks()) / data.total_weight
         dof, scale = self._prior_spread(data.total_weight, len(mean))
         kappa, dof = mean.new_tensor(self.prior_kappa), mean.new_tensor(dof)
         return NormalInverseWishart(mean, kappa, dof, mean.new_tensor(scale))

@@ -428,11 +428,6 @@ class NeuralMixtureEM(BaseDeepMixture):
                 f"consistency_warm_up={self.consistency_warm_up} leaves none of max_iter="
                 f"{self.max_iter} epochs for two_fold=True. Lower it, or raise max_iter."
             )
-        if self.precision == "bfloat16" and self.dtype != "float32":
-            raise ValueError(
-                f"precision='bfloat16' goes with dtype='float32'; got dtype={self.dtype!r}. Change "
-                "one of the two."
-            )
 
     def _check_network(self):
         check_layer_sizes(self.hidden_layer_sizes)

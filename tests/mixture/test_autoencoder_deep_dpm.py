@@ -260,7 +260,7 @@ def test_of_several_restarts_the_one_that_gains_most_is_kept(curved, monkeypatch
     assert model.n_clusters_ == min(found)[1]
 
 
-def test_the_gain_does_not_hang_on_the_units_of_the_codes(curved):
+def test_the_gain_does_not_depend_on_the_units_of_the_codes(curved):
     X, _ = curved
     model = small_model(n_alternations=0).fit(X)
     clustering = model._rebuild(torch.float64, torch.device("cpu")).clustering
@@ -271,7 +271,7 @@ def test_the_gain_does_not_hang_on_the_units_of_the_codes(curved):
         model._fit_scaler(clustering, codes)
         data = ScaledRows(codes, clustering.scaler)
         assert len(data) == len(X)
-        found.append(model._log_posterior_of_one(clustering, codes))
+        found.append(model._log_posterior_of_one(data))
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
@@ -402,6 +402,14 @@ def test_an_interruption_in_any_stage_leaves_a_fitted_estimator(task, curved, mo
     assert not model.converged_
     assert model.n_iter_ == (3 if task == "fit" else 0)
     assert len(model.history_["n_clusters"]) == (0 if task == "pretrain" else 1)
+    np.testing.assert_array_equal(model.labels_, model.predict(X))
+    monkeypatch.undo()
+    model.set_params(warm_start=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(X)
+    # Without a clustering there is nothing to go on from, and the fit begins anew.
+    assert ("pretrain_reconstruction" in model.history_) == (task == "pretrain")
     np.testing.assert_array_equal(model.labels_, model.predict(X))
 
 

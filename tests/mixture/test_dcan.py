@@ -574,6 +574,17 @@ def test_the_mixture_of_the_codes_can_be_fitted_anew(overlapping, small):
         model.set_params(covariance_type="round").read_out(X)
 
 
+def test_what_is_read_out_is_the_network_that_was_trained(overlapping, small):
+    X, _ = overlapping
+    model = small(DCAN).fit(X)
+    means = model.means_
+    model.set_params(n_clusters=3, latent_dim=2, hidden_layer_sizes=(5,)).read_out(X)
+    assert model.n_clusters_ == 4
+    np.testing.assert_allclose(model.means_, means, rtol=1e-6)
+    np.testing.assert_array_equal(model.predict(X), model.labels_)
+    assert model.cluster_centers_.shape == (4, X.shape[1])
+
+
 def test_auto_is_full_where_there_are_rows_enough(blobs, small):
     X, _ = blobs
     assert small(DCAN).fit(X).covariance_type_ == "full"
