@@ -219,6 +219,14 @@ class Rows:
         ends = [self.take(index).aminmax() for index in parts]
         return min(float(end.min) for end in ends), max(float(end.max) for end in ends)
 
+    def zero_share(self):
+        """Weighted share of values that are exactly zero: float."""
+
+        def zeros(batch, weight):
+            return (weight @ (batch == 0).to(weight).mean(dim=1)).cpu()
+
+        return float(sum_batchwise(zeros, self)) / self.total_weight
+
     def _weighted(self, index, centre):
         # float64 on the CPU: not every accelerator has it.
         batch = self.take(index).to("cpu", torch.float64)

@@ -216,6 +216,13 @@ def test_moments_keep_their_digits_beside_a_large_offset():
     np.testing.assert_allclose(variances, X.var(axis=0), rtol=1e-8)
 
 
+@pytest.mark.parametrize("convert", [np.asarray, sp.csr_array])
+def test_the_share_of_zeros_counts_rows_by_their_weight(convert):
+    X = np.array([[0.0, 1.0], [0.0, 0.0], [2.0, 3.0]])
+    assert rows_of(convert(X)).zero_share() == pytest.approx(3 / 6)
+    assert rows_of(convert(X), weight=np.array([2.0, 0, 1])).zero_share() == pytest.approx(2 / 6)
+
+
 # --- Batch-wise application ---
 
 

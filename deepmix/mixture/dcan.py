@@ -48,7 +48,7 @@ from deepmix.training import History
 # wants between 1 and 5 and breaks at 20, the Kullback-Leibler divergence shrinks the codes at 10.
 CLUSTERING_WEIGHTS = {"js": 3.0, "kl": 0.6, "euclidean": 1.0}
 # Of 'auto': steps of the game; steps of the autoencoder alone, and epochs that bound them.
-STEPS, PRETRAIN_STEPS, PRETRAIN_EPOCHS = 2000, 2400, (15, 150)
+STEPS, PRETRAIN_STEPS, PRETRAIN_EPOCHS = 1000, 2400, (15, 150)
 BATCH = 128
 # The error of the autoencoder counts as no less than this share of the data's variance: a table
 # that it copies would be all reconstruction.
@@ -56,6 +56,9 @@ LEAST_ERROR = 0.01
 # Of a scaled row, on average. Adam moves a weight by its step whatever the input, codes therefore
 # by the step times the norm of the row: this one is about that of MNIST's pixels as they are.
 SQUARED_NORM = 10.0
+# Share of zeros from which a zero counts as nothing: rows are not centred then. Without it the
+# tracked mixture ends lower by .05 of accuracy on MNIST.
+MANY_ZEROS = 0.25
 KMEANS_RESTARTS = 20
 REG_COVAR = 1e-3  # of the codes' variance
 # Rows at most, to start components from and to fit the mixture of the final codes to.
@@ -165,7 +168,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         than 15 epochs and no more than 150. Without any the game starts from random codes, and
         fails.
     max_iter : int or 'auto', default='auto'
-        Epochs of the game, at most; 'auto' makes 2000 steps of them.
+        Epochs of the game, at most; 'auto' makes 1000 steps of them.
     batch_size : int or 'auto', default='auto'
         Rows in a step, twice as many in pretraining; 'auto' is 128. The paper's 16 is slower and
         loses accuracy.
@@ -176,8 +179,9 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     momentum : float, default=0.5
         Adam's first decay rate, or the momentum of 'sgd', in the game.
     scale : bool, default=True
-        Whether the network sees centred data, divided by one number that makes the mean squared
-        norm of a row 10; decoded centres and reconstructions are in the units of X.
+        Whether the network sees rows divided by one number that makes their mean squared norm 10,
+        and centred before, unless a quarter of the values are zero: in images and counts a zero is
+        nothing, and stays so. Decoded centres and reconstructions are in the units of X.
     precision : {'float32', 'bfloat16'}, default='float32'
         Of the autoencoder's matrix products in training; 'bfloat16' is faster where the hardware
         has it. The losses stay float32.
@@ -537,8 +541,10 @@ class DCAN(DecoderMixin, BaseDeepMixture):
                 setattr(network, name, part)
         network = network.to(rows.dtype)
         if self.scale:
-            mean, variances = rows.moments()
-            network.scaler.fit(mean, variances * len(variances) / SQUARED_NORM)
+            center, squares = rows.moments()
+            if rows.zero_share() >= MANY_ZEROS:
+                center, squares = torch.zeros_like(center), squares + center.square()
+            network.scaler.fit(center, squares * len(squares) / SQUARED_NORM)
         return network
 
     # --- Training --------------------------------------------------------------------

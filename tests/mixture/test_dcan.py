@@ -709,6 +709,20 @@ def test_networks_with_normalisation_and_dropout_predict_row_by_row(blobs, small
     np.testing.assert_allclose(rows, whole[:20], rtol=1e-6, atol=1e-9)
 
 
+# --- Scaling ---
+
+
+@pytest.mark.parametrize(("share", "centered"), [(0.2, True), (0.3, False)])
+def test_rows_of_many_zeros_are_scaled_but_not_centred(share, centered, small):
+    rng = np.random.RandomState(0)
+    X = 5 + rng.rand(200, 10)
+    X[rng.permutation(200)[: int(200 * share)]] = 0
+    module = quietly(small(DCAN, max_iter=0, dtype="float64").fit, X).module_
+    scaled = module.scaler(torch.tensor(X))
+    assert float(scaled.square().sum(dim=1).mean()) == pytest.approx(10)
+    assert np.allclose(module.scaler.mean, X.mean(axis=0) if centered else 0)
+
+
 # --- Lengths ---
 
 
@@ -716,9 +730,9 @@ def test_auto_counts_steps(blobs, small):
     X, _ = blobs  # 240 rows: two batches of 128
     model = small(DCAN, batch_size="auto", max_iter="auto", pretrain_max_iter="auto")
     rows = Rows(X, torch.device("cpu"), torch.float32)
-    assert model._n_epochs(rows) == 1000
+    assert model._n_epochs(rows) == 500
     assert model._batch_size(rows) == 128
-    assert small(DCAN, batch_size=40, max_iter="auto")._n_epochs(rows) == 334
+    assert small(DCAN, batch_size=40, max_iter="auto")._n_epochs(rows) == 167
     model.set_params(max_iter=1)
     assert len(quietly(model.fit, X).history_["pretrain_reconstruction"]) == 150
 
