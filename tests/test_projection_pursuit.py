@@ -7,7 +7,8 @@ from scipy.stats import kurtosis
 
 from deepmix._torch import Rows
 from deepmix.projection_pursuit import great_circle, least_kurtosis, whitening
-from deepmix.split_merge import ScaledRows, principal_directions
+from deepmix.proposals import principal_directions
+from deepmix.scaled_rows import ScaledRows
 
 
 def search(X, labels=None, n_directions=2, weight=None):

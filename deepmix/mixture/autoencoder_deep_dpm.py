@@ -26,7 +26,9 @@ from deepmix.losses import squared_error
 from deepmix.mixture.deep_dpm import DeepDPM, mixture_attributes
 from deepmix.mixture.dirichlet_process_mixture import DPMNetwork
 from deepmix.networks import Autoencoder, Standardizer, check_layer_sizes, make_coder, trainable
-from deepmix.split_merge import PROPOSAL, ScaledRows, log_evidence
+from deepmix.proposals import log_evidence
+from deepmix.scaled_rows import ScaledRows
+from deepmix.split_merge import PROPOSAL
 from deepmix.training import History, Objective, Phase
 
 # Codes of an autoencoder fill space more evenly than an embedding made for clusters does: this

@@ -26,7 +26,9 @@ from deepmix.mixture.dirichlet_process_mixture import (
     SubclusteringNets,
 )
 from deepmix.networks import check_layer_sizes, materialize
-from deepmix.split_merge import CHUNK, PROPOSAL, Partition, ScaledRows, Splitter
+from deepmix.proposals import Splitter
+from deepmix.scaled_rows import CHUNK, ScaledRows
+from deepmix.split_merge import PROPOSAL, Partition
 
 # The prior scale 'auto', in units of the variance of a feature: a floor for each row, so that no
 # cluster of all rows is thinner than .3 % of the data's deviation and one of a tenth of them than

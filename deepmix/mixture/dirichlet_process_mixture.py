@@ -12,7 +12,7 @@ from torch import nn
 from deepmix._torch import state_to_numpy
 from deepmix.callbacks import EarlyStopping
 from deepmix.networks import MLP, FeatureScaler, build_on_meta
-from deepmix.split_merge import Splitter
+from deepmix.proposals import Splitter
 from deepmix.training import Objective, Phase
 
 # Proposals come after so many epochs of EM at the latest, and after so many times

@@ -22,7 +22,7 @@ from deepmix.mixture.autoencoder_deep_dpm import (
     within_share,
 )
 from deepmix.networks import MLP
-from deepmix.split_merge import ScaledRows
+from deepmix.scaled_rows import ScaledRows
 
 RTOL = 1e-10
 

@@ -261,7 +261,7 @@ def test_a_rare_indicator_makes_no_clusters(amortized, five, monkeypatch):
     assert model.n_clusters_ == 5
     # A density has no bound where a cluster has one value of it.
     zeros = torch.zeros(4, dtype=torch.float64)
-    monkeypatch.setattr("deepmix.split_merge.rounding_variance", lambda data: zeros)
+    monkeypatch.setattr("deepmix.scaled_rows.rounding_variance", lambda data: zeros)
     assert model.fit(rare).n_clusters_ > 5
 
 
