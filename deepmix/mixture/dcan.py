@@ -114,7 +114,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     clustering_weight : 'auto' or float, default='auto'
         Weight of the divergence beside the reconstruction (gamma). 'auto' is 3 for 'js', 0.6 for
         'kl' and 1 for 'euclidean'. The game breaks clusters at 20.
-    warm_up : int, default=300
+    warm_up : int, default=100
         Steps in which that weight grows from nothing. At first the critic knows nothing, and pushes
         codes at random: where clusters lie far apart, this can drive them further apart and lose
         some. Not in a fit that goes on from another.
@@ -301,7 +301,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         hidden_layer_sizes=(384, 128),
         latent_dim=None,
         clustering_weight="auto",
-        warm_up=300,
+        warm_up=100,
         reconstruction_weight=1.0,
         conditional=True,
         generator_loss="non_saturating",
