@@ -119,7 +119,7 @@ class BaseDeepMixture(
 
     def _fit_restarts(self, rows, random_state, reports):
         """Train every restart and keep the best one by the method's label-free criterion."""
-        n_restarts = self._n_restarts()
+        n_restarts = self._n_restarts(rows)
         together = n_restarts if self._batched_restarts else 1
         best = None
         for _ in range(n_restarts // together):
@@ -142,7 +142,7 @@ class BaseDeepMixture(
             )
         return network, history, restart
 
-    def _n_restarts(self):
+    def _n_restarts(self, rows):
         return 1 if self._continues() else self.n_init
 
     def _continues(self):

@@ -45,7 +45,7 @@ SMALL = {
     },
     NeuralMixtureEM: {"n_init": 2, "max_iter": 30, "learning_rate_init": 1e-2},
     # Nets soft enough after 60 epochs of 12 steps for responsibilities to hang on every digit.
-    DeepDPM: {"max_iter": 60, "split_merge_every": 60, "freeze": 20, "tol": 0},
+    DeepDPM: {"n_init": 1, "max_iter": 60, "split_merge_every": 60, "freeze": 20, "tol": 0},
     AutoencoderDeepDPM: {
         "hidden_layer_sizes": (16,),
         "latent_dim": 3,

@@ -231,7 +231,6 @@ DPM = [
     ("n_clusters_init", 0),
     ("n_clusters_init", 2.5),
     ("n_clusters_init", None),
-    ("n_init", "auto"),
     ("max_clusters", 0),
     ("amortized", "yes"),
     ("covariance_type", "tied"),
@@ -304,6 +303,7 @@ ONE = {
     DeepDPM: DPM,
     AutoencoderDeepDPM: [
         *DPM,
+        ("n_init", "auto"),
         ("scaling", "normalize"),
         ("latent_dim", 0),
         ("encoder", "MLP"),

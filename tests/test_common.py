@@ -60,7 +60,7 @@ TINY = {
         "readout_n_init": 2,
     },
     NeuralMixtureEM: {"n_init": 2, "max_iter": 20, "learning_rate_init": 1e-2},
-    DeepDPM: {"max_iter": 40, "split_merge_every": 10, "freeze": 5},
+    DeepDPM: {"n_init": 1, "max_iter": 40, "split_merge_every": 10, "freeze": 5},
     AutoencoderDeepDPM: {
         "hidden_layer_sizes": (8,),
         "latent_dim": 3,

@@ -364,7 +364,8 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
     """
 
     _parameter_constraints: dict = {
-        **{k: v for k, v in DeepDPM._parameter_constraints.items() if k != "scaling"},
+        **DeepDPM._parameter_constraints,
+        "n_init": BaseDeepMixture._parameter_constraints["n_init"],
         "latent_dim": [None, Interval(Integral, 1, None, closed="left")],
         "encoder": [None, callable],
         "decoder": [None, callable],
@@ -560,8 +561,8 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
     def _n_features_out(self):
         return self._arguments["latent_dim"]
 
-    def _n_restarts(self):
-        return BaseDeepMixture._n_restarts(self)  # an encoder is always random
+    def _n_restarts(self, rows):
+        return BaseDeepMixture._n_restarts(self, rows)  # an encoder is always random
 
     def _row_width(self, n_features):
         return max(n_features, self._arguments["latent_dim"] * self._arguments["n_clusters"])

@@ -533,9 +533,9 @@ class ClusteringModule(OnlineMixin, CenterMixture):
     def _n_features_out(self):
         return self.n_clusters_
 
-    def _n_restarts(self):
+    def _n_restarts(self, rows):
         fixed = not isinstance(self.init, str) and not callable(self.init)
-        return 1 if fixed else super()._n_restarts()
+        return 1 if fixed else super()._n_restarts(rows)
 
     def _network_arguments(self, n_features):
         return {"n_features": n_features, "n_clusters": self.n_clusters}

@@ -34,6 +34,8 @@ from deepmix.split_merge import PROPOSAL, Partition
 # cluster of all rows is thinner than .3 % of the data's deviation and one of a tenth of them than
 # 1 %; and, for up to so many rows, covariances of that share of the variance at the prior's mode.
 FLOOR, SHARE, FEW_ROWS = 1e-5, 0.05, 300
+# n_init='auto': restarts of nets on fewer rows.
+RESTARTS, RESTARTED_ROWS = 5, 500
 
 # --- Estimator -------------------------------------------------------------------------
 
@@ -86,9 +88,10 @@ class DeepDPM(BaseDeepMixture):
         Gradient steps between two rounds of proposals, at least.
     freeze : int, default=100
         Gradient steps after an accepted proposal before the mixture is estimated again.
-    n_init : int, default=1
-        Restarts, one after another: the partition of highest posterior is kept. Where nothing is
-        random, by EM from one cluster, there is one.
+    n_init : 'auto' or int, default='auto'
+        Restarts, one after another: the partition of highest posterior is kept. 'auto' is 5 for
+        nets on fewer than 500 rows, which end in several partitions, and otherwise 1. Where
+        nothing is random, by EM from one cluster, there is one.
     max_iter : int, default=2000
         Epochs, at most.
     batch_size : int or 'auto', default='auto'
@@ -168,9 +171,10 @@ class DeepDPM(BaseDeepMixture):
             name: BaseDeepMixture._parameter_constraints[name]
             for name in (
                 *("max_iter", "batch_size", "learning_rate_init", "tol", "device", "dtype"),
-                *("n_init", "warm_start", "random_state", "verbose"),
+                *("warm_start", "random_state", "verbose"),
             )
         },
+        "n_init": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "n_clusters_init": [Interval(Integral, 1, None, closed="left")],
         "max_clusters": [None, Interval(Integral, 1, None, closed="left")],
         "amortized": ["boolean"],
@@ -213,7 +217,7 @@ class DeepDPM(BaseDeepMixture):
         hidden_layer_sizes=(50,),
         split_merge_every=300,
         freeze=100,
-        n_init=1,
+        n_init="auto",
         max_iter=2000,
         batch_size="auto",
         learning_rate_init=2e-3,
@@ -283,6 +287,7 @@ class DeepDPM(BaseDeepMixture):
             "batch_size": 128,
             "learning_rate_init": 5e-4,
             "tol": 1.0,
+            "n_init": 1,
         }
         return cls(**{**settings, **parameters})
 
@@ -326,9 +331,11 @@ class DeepDPM(BaseDeepMixture):
     def _n_features_out(self):
         return self.n_clusters_
 
-    def _n_restarts(self):
+    def _n_restarts(self, rows):
         random = self.amortized or self.stochastic or self.n_clusters_init > 1
-        return super()._n_restarts() if random else 1
+        if self.n_init == "auto" and not self._continues():
+            return RESTARTS if self.amortized and rows.total_weight < RESTARTED_ROWS else 1
+        return super()._n_restarts(rows) if random else 1
 
     def _row_width(self, n_features):
         return n_features * self._arguments["n_clusters"]

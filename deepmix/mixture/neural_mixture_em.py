@@ -369,7 +369,7 @@ class NeuralMixtureEM(BaseDeepMixture):
     def _n_features_out(self):
         return self.n_clusters_
 
-    def _n_restarts(self):
+    def _n_restarts(self, rows):
         return 1 if self._continues() else self._n_starts()
 
     def _n_starts(self):

@@ -449,6 +449,17 @@ def test_of_several_restarts_the_partition_of_highest_posterior_is_kept(overlapp
     assert len(found) == 1  # nothing is random
 
 
+@pytest.mark.parametrize(
+    ("options", "n_rows", "n_restarts"),
+    [({}, 499, 5), ({}, 500, 1), ({"amortized": False}, 499, 1), ({"n_init": 2}, 499, 2)],
+)
+def test_nets_on_few_rows_begin_several_times(options, n_rows, n_restarts):
+    X, weight = np.zeros((n_rows, 2)), np.r_[2.0, 0.0, np.ones(n_rows - 2)]
+    for sample_weight in (None, weight):
+        rows = Rows(X, torch.device("cpu"), torch.float32, sample_weight)
+        assert DeepDPM(**options)._n_restarts(rows) == n_restarts
+
+
 @BOTH
 def test_after_the_last_round_the_best_partition_is_taken(amortized, five, monkeypatch):
     X, _ = five

@@ -60,7 +60,7 @@ FITS = {
             "max_iter": 10,
         },
     ),
-    "DeepDPM": (DeepDPM, {"split_merge_every": 30, "freeze": 10, "max_iter": 40}),
+    "DeepDPM": (DeepDPM, {"n_init": 1, "split_merge_every": 30, "freeze": 10, "max_iter": 40}),
     "DeepDPM, EM": (DeepDPM, {"amortized": False, "max_iter": 4}),
     "DCAN": (DCAN, {}),
     "DCAN, unconditional": (
