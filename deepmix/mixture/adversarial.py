@@ -166,7 +166,7 @@ def component(z, weights, means, variance, literal=False):
     return torch.addmm(bias, z, scaled.T).argmax(dim=1)
 
 
-def hard_mixture(z, labels, weight, before):
+def hard_mixture(z, labels, weight, before, equal_weights=False):
     r"""Eqs. 20, 21 and 23 with one spherical covariance, and two guards.
 
     .. math:: \eta_k = \frac{\sum_i w_i \zeta_{ik} z_i}{\sum_i w_i \zeta_{ik}}, \qquad
@@ -174,7 +174,8 @@ def hard_mixture(z, labels, weight, before):
         \sigma^2 = \frac{\sum_{i,k} w_i \zeta_{ik} \lVert z_i - \eta_k \rVert^2}{d \sum_i w_i}
 
     A component of hardly any row keeps its mean, and no weight falls so low that a component
-    could not come back.
+    could not come back. Where codes form no clusters free weights still let one component take
+    most of them: ``equal_weights`` leaves out Eq. 23.
 
     Parameters
     ----------
@@ -183,6 +184,7 @@ def hard_mixture(z, labels, weight, before):
     weight : Tensor of float64 of shape (n,)
     before : tuple
         Weights, means and variance until now.
+    equal_weights : bool, default=False
 
     Returns
     -------
@@ -198,6 +200,7 @@ def hard_mixture(z, labels, weight, before):
     new = maximize(sums, "tied_spherical", reg_covar=WIDENING * variance)
     enough = new.weights > FEW / n_clusters
     weights = new.weights.clamp_min(LEAST_WEIGHT / n_clusters)
+    weights = torch.ones_like(weights) if equal_weights else weights
     means = torch.where(enough[:, None], new.means, before[1])
     return weights / weights.sum(), means, new.covariances
 
@@ -237,11 +240,11 @@ class TiedMixture(nn.Module):
         return (z - self.means[labels]) * self.variance.rsqrt()
 
     @torch.no_grad()
-    def refresh(self, z, weight, memory, literal=False):
+    def refresh(self, z, weight, memory, literal=False, equal_weights=False):
         """One sweep of hard EM over a pool of codes, of which the old values keep a share."""
         before = self.values()
         labels, z = self.assign(z, literal), z.double()
-        after = hard_mixture(z, labels, weight.double(), before)
+        after = hard_mixture(z, labels, weight.double(), before, equal_weights)
         self.set(*(memory * a + (1 - memory) * b for a, b in zip(before, after, strict=True)))
 
 
@@ -444,6 +447,7 @@ class Settings(NamedTuple):
     pool_size: int
     memory: float
     literal: bool
+    equal_weights: bool
     saturating: bool
     label_smoothing: float
     batch_size: int
@@ -527,7 +531,8 @@ class LatentObjective(Objective):
         _, _, z = self._codes(rows.take(pool))
         weight = rows.weight[pool.to(rows.device)]
         with full_precision(z.device):
-            self.network.tracked.refresh(z, weight, settings.memory, settings.literal)
+            how = settings.memory, settings.literal, settings.equal_weights
+            self.network.tracked.refresh(z, weight, *how)
 
 
 class EuclideanObjective(LatentObjective):

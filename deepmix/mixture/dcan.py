@@ -56,9 +56,9 @@ LEAST_ERROR = 0.01
 # Of a scaled row, on average. Adam moves a weight by its step whatever the input, codes therefore
 # by the step times the norm of the row: this one is about that of MNIST's pixels as they are.
 SQUARED_NORM = 10.0
-# Share of zeros from which a zero counts as nothing: rows are not centred then. Without it the
-# tracked mixture ends lower by .05 of accuracy on MNIST.
-MANY_ZEROS = 0.25
+# Rows are not centred where this share of their values is zero, for a zero is nothing then, and
+# unless their mean is far longer than they are spread: a column that is never near zero.
+MANY_ZEROS, LONG_MEAN = 0.25, 10.0
 KMEANS_RESTARTS = 20
 REG_COVAR = 1e-3  # of the codes' variance
 # Rows at most, to start components from and to fit the mixture of the final codes to.
@@ -156,9 +156,11 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         Starts of the mixture of the final codes, the tracked one beside them; a search by cuts and
         merges follows (`deepmix.mixture_search.search_mixture`).
     equal_weights : bool, default=True
-        Whether the clusters of that mixture have weight 1/K. On codes free weights let one
-        cluster grow at the cost of another: the likeliest mixture is then a worse one, on MNIST by
-        a tenth of accuracy. Set it to False where clusters differ in size by far.
+        Whether the clusters of that mixture, and of the one that training follows, have weight
+        1/K. On codes free weights let one cluster grow at the cost of another: the likeliest
+        mixture is then a worse one, on MNIST by a tenth of accuracy, and where there are no
+        clusters to be seen one component takes nearly all. Set it to False, which is the paper's
+        Eq. 23, where clusters differ in size by far.
     encoder, decoder : callable, torch.nn.Module or None, default=None
         Networks to use instead of ``hidden_layer_sizes``: a callable ``(n_in, n_out) ->
         nn.Module``, or a module, which is copied with its weights and never trained in place.
@@ -181,7 +183,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     scale : bool, default=True
         Whether the network sees rows divided by one number that makes their mean squared norm 10,
         and centred before, unless a quarter of the values are zero: in images and counts a zero is
-        nothing, and stays so. Decoded centres and reconstructions are in the units of X.
+        nothing, and stays so (but not beside columns far from zero). Decoded centres and reconstructions are in the units of X.
     precision : {'float32', 'bfloat16'}, default='float32'
         Of the autoencoder's matrix products in training; 'bfloat16' is faster where the hardware
         has it. The losses stay float32.
@@ -409,6 +411,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
             "conditional": False,
             "generator_loss": "saturating",
             "assignment": "literal",
+            "equal_weights": False,
             "activation": "tanh",
             "memory": 0.0,
             "update_every": 1,
@@ -541,11 +544,15 @@ class DCAN(DecoderMixin, BaseDeepMixture):
                 setattr(network, name, part)
         network = network.to(rows.dtype)
         if self.scale:
-            center, squares = rows.moments()
-            if rows.zero_share() >= MANY_ZEROS:
-                center, squares = torch.zeros_like(center), squares + center.square()
-            network.scaler.fit(center, squares * len(squares) / SQUARED_NORM)
+            self._fit_scaler(network.scaler, rows)
         return network
+
+    def _fit_scaler(self, scaler, rows):
+        center, squares = rows.moments()  # squared differences from the centre
+        short = center.square().sum() <= LONG_MEAN * squares.sum()
+        if short and rows.zero_share() >= MANY_ZEROS:
+            center, squares = torch.zeros_like(center), squares + center.square()
+        scaler.fit(center, squares * len(squares) / SQUARED_NORM)
 
     # --- Training --------------------------------------------------------------------
 
@@ -589,6 +596,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
             pool_size=self.pool_size,
             memory=self.memory,
             literal=self.assignment == "literal",
+            equal_weights=self.equal_weights,
             saturating=self.generator_loss == "saturating",
             label_smoothing=self.label_smoothing,
             batch_size=self._batch_size(rows),
@@ -622,7 +630,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         mixture = self._first_mixture(z, weight, make_generator(random_state))
         labels = log_joint(z, mixture).argmax(dim=1)
         before = (mixture.weights, mixture.means, mixture.covariances)
-        network.tracked.set(*hard_mixture(z, labels, weight, before))
+        network.tracked.set(*hard_mixture(z, labels, weight, before, self.equal_weights))
         network.variance_unit.copy_(network.tracked.variance)
 
     def _first_mixture(self, z, weight, generator):

@@ -67,6 +67,7 @@ def settings(**changed):
         "pool_size": 100,
         "memory": 0.5,
         "literal": False,
+        "equal_weights": False,
         "saturating": False,
         "label_smoothing": 0.0,
         "batch_size": 11,
@@ -203,6 +204,17 @@ def test_the_sweep_of_em_equals_a_naive_loop():
     overall = float((share @ (z - share @ z).square()).mean())
     expected = within / float(weight.sum()) / 3 + 1e-3 * overall
     assert float(variance) == pytest.approx(expected, rel=1e-9)
+
+
+def test_equal_weights_leave_means_and_variance_as_they_are():
+    z, weight = example(40)
+    before = mixture()
+    labels = component(z, *before)
+    _, means, variance = hard_mixture(z, labels, weight, before)
+    equal = hard_mixture(z, labels, weight, before, equal_weights=True)
+    assert equal[0].tolist() == [0.25] * 4
+    assert torch.equal(equal[1], means)
+    assert torch.equal(equal[2], variance)
 
 
 def test_an_empty_component_keeps_its_mean_and_can_come_back():
@@ -712,11 +724,14 @@ def test_networks_with_normalisation_and_dropout_predict_row_by_row(blobs, small
 # --- Scaling ---
 
 
-@pytest.mark.parametrize(("share", "centered"), [(0.2, True), (0.3, False)])
-def test_rows_of_many_zeros_are_scaled_but_not_centred(share, centered, small):
+@pytest.mark.parametrize(
+    ("share", "offset", "centered"), [(0.2, 0, True), (0.3, 0, False), (0.3, 100, True)]
+)
+def test_rows_of_many_zeros_are_scaled_but_not_centred(share, offset, centered, small):
     rng = np.random.RandomState(0)
-    X = 5 + rng.rand(200, 10)
+    X = 1 + rng.rand(200, 10)
     X[rng.permutation(200)[: int(200 * share)]] = 0
+    X = np.c_[X, offset + rng.rand(200, 1)]  # a zero beside a column far from it is one value
     module = quietly(small(DCAN, max_iter=0, dtype="float64").fit, X).module_
     scaled = module.scaler(torch.tensor(X))
     assert float(scaled.square().sum(dim=1).mean()) == pytest.approx(10)
