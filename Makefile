@@ -53,7 +53,7 @@ bench: $(VENV)/.stamp-plot ## Run the benchmarks in their quick form
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed/overhead.py --quick
 
 clean: ## Remove the virtual environment and everything generated
-	rm -rf $(VENV) build dist *.egg-info .coverage htmlcov docs/_build docs/auto_examples
+	rm -rf $(VENV) build dist *.egg-info .coverage htmlcov docs/_build docs/auto_examples docs/generated
 	rm -rf .pytest_cache .ruff_cache .import_linter_cache
 	find deepmix tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 

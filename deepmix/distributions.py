@@ -369,6 +369,26 @@ def niw_log_marginal(prior, statistics):
     return posterior - niw_log_partition(prior) - constant * statistics.nk
 
 
+def log_evidence(prior, statistics):
+    r"""What a cluster contributes to the log posterior of a partition, without log alpha.
+
+    .. math:: \log \Gamma(n_k) + \log f(X_k)
+
+    Parameters
+    ----------
+    prior : NormalInverseWishart
+    statistics : GaussianStatistics
+
+    Returns
+    -------
+    Tensor of shape (K,)
+        0 for an empty cluster.
+    """
+    nk = statistics.nk
+    evidence = torch.lgamma(nk.clamp_min(1e-300)) + niw_log_marginal(prior, statistics)
+    return torch.where(nk > 0, evidence, 0.0)
+
+
 # --- Dirichlet -------------------------------------------------------------------------
 
 

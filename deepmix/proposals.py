@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from deepmix.distributions import GaussianStatistics, niw_log_marginal
+from deepmix.distributions import GaussianStatistics, log_evidence
 from deepmix.projection_pursuit import least_kurtosis, whitening
 
 # Numbers in the statistics of pairs that are judged at once (8 MiB).
@@ -19,7 +19,7 @@ PAIRS = 2**20
 MAX_KURTOSIS = 4.0
 # Directions that are cut, and steps that move a cut to two means of one common covariance.
 N_DIRECTIONS, N_REFINEMENTS = 4, 5
-# A half of fewer rows is no cluster, as in the authors' program.
+# A half of no more rows is no cluster, as in the authors' program.
 MIN_HALF = 5.0
 # Cuts of cuts that a look ahead makes: up to eight pieces.
 LOOK_AHEAD = 3
@@ -29,26 +29,6 @@ LOOK_AHEAD = 3
 MIN_GAIN = 5e-3
 
 # --- Hastings ratios -------------------------------------------------------------------
-
-
-def log_evidence(prior, statistics):
-    r"""What a cluster contributes to the log posterior of a partition, without log alpha.
-
-    .. math:: \log \Gamma(n_k) + \log f(X_k)
-
-    Parameters
-    ----------
-    prior : NormalInverseWishart
-    statistics : GaussianStatistics
-
-    Returns
-    -------
-    Tensor of shape (K,)
-        0 for an empty cluster.
-    """
-    nk = statistics.nk
-    evidence = torch.lgamma(nk.clamp_min(1e-300)) + niw_log_marginal(prior, statistics)
-    return torch.where(nk > 0, evidence, 0.0)
 
 
 def log_split_ratio(prior, halves, log_concentration):
@@ -395,3 +375,40 @@ def discriminant(halves, prior):
     else:
         direction = difference
     return direction, (pairs.mean(dim=1) * direction).sum(dim=1)
+
+
+# --- Unions ----------------------------------------------------------------------------
+
+
+def disjoint_pairs(pairs, log_ratio, neighbours, refused):
+    """Pairs to be tried at once, no cluster in two of them, the likeliest first.
+
+    Parameters
+    ----------
+    pairs : Tensor of shape (P, 2)
+    log_ratio : Tensor of shape (P,)
+    neighbours : int
+        A pair of a ratio below one is tried only if one is among that many likeliest partners of
+        the other.
+    refused : set of tuple of int
+        Pairs of a ratio below one that need not be tried again.
+
+    Returns
+    -------
+    list of int
+        Numbers of the pairs.
+    """
+    tried, seen, chosen = {}, set(), []
+    order = log_ratio.argsort(descending=True, stable=True).tolist()
+    ratio, members = log_ratio.tolist(), pairs.tolist()
+    for number in order:
+        a, b = members[number]
+        near = min(tried.get(a, 0), tried.get(b, 0)) < neighbours
+        tried[a], tried[b] = tried.get(a, 0) + 1, tried.get(b, 0) + 1
+        if a in seen or b in seen:
+            continue
+        if ratio[number] <= 0 and (not near or (a, b) in refused):
+            continue
+        seen |= {a, b}
+        chosen.append(number)
+    return chosen

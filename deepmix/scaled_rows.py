@@ -103,19 +103,25 @@ def rounding_variance(data):
     -------
     Tensor of shape (d,)
     """
-    step, low = [], []
+    steps, ends = [], []
     for _, x in data.chunks():
         ordered = x.sort(dim=0).values
-        # A row of no gap: a feature of one value has no other.
-        gaps = torch.cat([ordered.diff(dim=0), torch.full_like(ordered[:1], torch.inf)])
-        step.append(gaps.masked_fill(gaps <= SAME, torch.inf).amin(dim=0))
-        low.append(ordered[0])
-    step, low = torch.stack(step).amin(dim=0), torch.stack(low).amin(dim=0)
+        steps.append(least_gap(ordered))
+        ends.append(ordered[[0, -1]])
+    # A feature may have one value in each chunk, and two in all.
+    ends = torch.cat(ends).sort(dim=0).values
+    step, low = torch.stack([*steps, least_gap(ends)]).amin(dim=0), ends[0]
     miss = torch.zeros_like(step)
     for _, x in data.chunks():
         position = (x - low) / step
         miss = torch.maximum(miss, (position - position.round()).abs().amax(dim=0))
     return torch.where(step.isfinite() & (miss <= OFF_GRID), step.square() / 12, 0.0)
+
+
+def least_gap(ordered):
+    """Least difference of two values of each feature, infinite if it has one: (n, d) -> (d,)."""
+    gaps = torch.cat([ordered.diff(dim=0), torch.full_like(ordered[:1], torch.inf)])
+    return gaps.masked_fill(gaps <= SAME, torch.inf).amin(dim=0)
 
 
 def unrounded(statistics, variance):

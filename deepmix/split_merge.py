@@ -7,48 +7,11 @@ turn until none is left.
 import numpy as np
 import torch
 
-from deepmix.distributions import niw_mode, niw_posterior
-from deepmix.proposals import LOOK_AHEAD, MIN_GAIN, log_evidence, log_merge_ratio
+from deepmix.distributions import log_evidence, niw_mode, niw_posterior
+from deepmix.proposals import LOOK_AHEAD, MIN_GAIN, disjoint_pairs, log_merge_ratio
 
 # A merge that would lower the posterior is tried with the likeliest partners only.
 N_NEIGHBOURS = 3
-
-# --- Merges ----------------------------------------------------------------------------
-
-
-def disjoint_pairs(pairs, log_ratio, neighbours, refused):
-    """Pairs to be tried at once, no cluster in two of them, the likeliest first.
-
-    Parameters
-    ----------
-    pairs : Tensor of shape (P, 2)
-    log_ratio : Tensor of shape (P,)
-    neighbours : int
-        A pair of a ratio below one is tried only if one is among that many likeliest partners of
-        the other.
-    refused : set of tuple of int
-        Pairs of a ratio below one that need not be tried again.
-
-    Returns
-    -------
-    list of int
-        Numbers of the pairs.
-    """
-    tried, seen, chosen = {}, set(), []
-    order = log_ratio.argsort(descending=True, stable=True).tolist()
-    ratio, members = log_ratio.tolist(), pairs.tolist()
-    for number in order:
-        a, b = members[number]
-        near = min(tried.get(a, 0), tried.get(b, 0)) < neighbours
-        tried[a], tried[b] = tried.get(a, 0) + 1, tried.get(b, 0) + 1
-        if a in seen or b in seen:
-            continue
-        if ratio[number] <= 0 and (not near or (a, b) in refused):
-            continue
-        seen |= {a, b}
-        chosen.append(number)
-    return chosen
-
 
 # --- Partition -------------------------------------------------------------------------
 

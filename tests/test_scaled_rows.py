@@ -80,6 +80,13 @@ def test_the_step_follows_the_units_and_neither_order_nor_copies(monkeypatch):
     np.testing.assert_allclose(rounding_variance(shuffled), expected, rtol=1e-6)
 
 
+def test_a_grid_is_seen_where_each_chunk_holds_one_of_its_values(monkeypatch):
+    monkeypatch.setattr("deepmix.scaled_rows.CHUNK", 1)
+    rows = data(np.repeat([0.0, 1.0], 256)[:, None])
+    assert len(rows.slices) == 2
+    assert rows.rounding.tolist() == [pytest.approx(1 / 12)]
+
+
 @pytest.mark.parametrize("covariance_type", ["full", "diag", "spherical"])
 def test_unrounded_statistics_are_those_of_values_about_the_rounded_ones(covariance_type):
     X, variance = np.random.default_rng(1).normal(size=(20, 3)), np.array([0.3, 0.0, 2.0])

@@ -13,6 +13,7 @@ from deepmix.distributions import (
     GaussianStatistics,
     NormalInverseWishart,
     hard_statistics,
+    log_evidence,
     niw_log_marginal,
 )
 from deepmix.proposals import (
@@ -20,14 +21,14 @@ from deepmix.proposals import (
     Cuts,
     Splitter,
     discriminant,
-    log_evidence,
+    disjoint_pairs,
     log_merge_ratio,
     log_split_ratio,
     principal_directions,
     two_means_1d,
 )
 from deepmix.scaled_rows import ScaledRows
-from deepmix.split_merge import Partition, disjoint_pairs
+from deepmix.split_merge import Partition
 
 RTOL = 1e-10
 

@@ -17,6 +17,7 @@ from torch import nn
 from deepmix._torch import Rows, apply_batchwise, full_precision
 from deepmix.base import BaseDeepMixture, Interval, StrOptions
 from deepmix.center_mixture import DecoderMixin
+from deepmix.distributions import log_evidence
 from deepmix.initialization import (
     ReconstructionObjective,
     build_autoencoder,
@@ -26,7 +27,6 @@ from deepmix.losses import squared_error
 from deepmix.mixture.deep_dpm import DeepDPM, mixture_attributes
 from deepmix.mixture.dirichlet_process_mixture import DPMNetwork
 from deepmix.networks import Autoencoder, Standardizer, check_layer_sizes, make_coder, trainable
-from deepmix.proposals import log_evidence
 from deepmix.scaled_rows import ScaledRows
 from deepmix.split_merge import PROPOSAL
 from deepmix.training import History, Objective, Phase

@@ -124,8 +124,8 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         the clusters apart.
     conditional : bool, default=True
         Whether the critic sees codes relative to their own component, in units of its deviation,
-        or as they are. As they are it cannot ask which component a code belongs to: the tracked
-        mixture loses half of its gain on MNIST, and accuracy elsewhere.
+        or as they are. As they are it cannot ask which component a code belongs to, and the
+        tracked mixture gains less.
     generator_loss : {'non_saturating', 'saturating'}, default='non_saturating'
         What the encoder minimises. The paper's 'saturating' loses clusters.
     assignment : {'posterior', 'literal'}, default='posterior'
@@ -183,7 +183,8 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     scale : bool, default=True
         Whether the network sees rows divided by one number that makes their mean squared norm 10,
         and centred before, unless a quarter of the values are zero: in images and counts a zero is
-        nothing, and stays so (but not beside columns far from zero). Decoded centres and reconstructions are in the units of X.
+        nothing, and stays so, but beside columns far from zero. Decoded centres and
+        reconstructions are in the units of X.
     precision : {'float32', 'bfloat16'}, default='float32'
         Of the autoencoder's matrix products in training; 'bfloat16' is faster where the hardware
         has it. The losses stay float32.

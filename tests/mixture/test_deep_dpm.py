@@ -460,6 +460,17 @@ def test_nets_on_few_rows_begin_several_times(options, n_rows, n_restarts):
         assert DeepDPM(**options)._n_restarts(rows) == n_restarts
 
 
+def test_a_continued_fit_is_one_whatever_the_restarts(five, monkeypatch):
+    X, _ = five
+    fits, whole = [], DeepDPM._train
+    monkeypatch.setattr(DeepDPM, "_train", lambda *args: fits.append(1) or whole(*args))
+    options = {"max_iter": 5, "tol": 0, "random_state": 0}
+    model = DeepDPM(**options, warm_start=True).fit(X[::3])
+    assert len(fits) == 5
+    model.fit(X[::3])
+    assert len(fits) == 6
+
+
 @BOTH
 def test_after_the_last_round_the_best_partition_is_taken(amortized, five, monkeypatch):
     X, _ = five

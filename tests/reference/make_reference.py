@@ -68,6 +68,7 @@ FITS = {
         {
             "conditional": False,
             "covariance_type": "tracked",
+            "equal_weights": False,
             "spectral_norm": True,
             "label_smoothing": 0.1,
         },
