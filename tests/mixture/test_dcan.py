@@ -721,6 +721,15 @@ def test_networks_with_normalisation_and_dropout_predict_row_by_row(blobs, small
     np.testing.assert_allclose(rows, whole[:20], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize(("equal_weights", "least", "most"), [(True, 0.1, 0.25), (False, 0.8, 1.0)])
+def test_where_there_are_no_clusters_free_weights_end_in_one(equal_weights, least, most):
+    X = np.random.default_rng(0).random((1500, 30))
+    tracked = {"covariance_type": "tracked", "equal_weights": equal_weights}
+    sizes = {"hidden_layer_sizes": (64,), "latent_dim": 5, "pretrain_max_iter": 20}
+    model = quietly(DCAN(10, divergence="euclidean", random_state=0, **tracked, **sizes).fit, X)
+    assert least <= np.bincount(model.labels_).max() / len(X) <= most
+
+
 # --- Scaling ---
 
 
