@@ -281,6 +281,14 @@ class Splitter:
             codes = torch.where(cut, node, 2 * codes)
         return gains[0], codes
 
+    def cuts(self, labels, side, n_clusters, active=None):
+        """Judge given halves."""
+        halves = self._halves(labels, side, n_clusters)
+        ratio = log_split_ratio(self.prior, halves, self.log_concentration)
+        if active is not None:
+            ratio = torch.where(active, ratio, -torch.inf)
+        return Cuts(ratio, side, halves)
+
     def _best(self, labels, n_clusters, scores, allowed):
         best = None
         for q in range(scores.shape[1]):
@@ -291,14 +299,6 @@ class Splitter:
             for cuts in self._refine(self.cuts(labels, side, n_clusters, active), labels, active):
                 best = cuts if best is None else best.better(cuts, labels)
         return best
-
-    def cuts(self, labels, side, n_clusters, active=None):
-        """Judge given halves."""
-        halves = self._halves(labels, side, n_clusters)
-        ratio = log_split_ratio(self.prior, halves, self.log_concentration)
-        if active is not None:
-            ratio = torch.where(active, ratio, -torch.inf)
-        return Cuts(ratio, side, halves)
 
     def _halves(self, labels, side, n_clusters):
         return self.data.statistics(2 * labels + side, 2 * n_clusters, self.prior.covariance_type)

@@ -122,7 +122,8 @@ class Kept:
 
     def __call__(self, X, start=None, **parameters):
         """The result, and the seconds that it took."""
-        key = joblib.hash([self.function.__name__, X.shape, float(X[:100].sum()), parameters])
+        settings = DCAN(**parameters).get_params()  # its defaults too, as they are now
+        key = joblib.hash([self.function.__name__, X.shape, float(X[:100].sum()), settings])
         if key != self.key:
             self.result = self._load_or_make(key, X, start, parameters)
             self.key = key
@@ -268,7 +269,7 @@ def write_gains(options):
 
 
 def add_options(add):
-    add("--cache", type=Path, help="folder that keeps trained models for another call")
+    add("--cache", type=Path, help="folder that keeps trained models for other calls")
 
 
 def main(arguments=None):
