@@ -73,7 +73,10 @@ FITS = {
             "label_smoothing": 0.1,
         },
     ),
-    "DCAN, kl": (DCAN, {"divergence": "kl", "covariance_type": "full"}),
+    "DCAN, kl": (
+        DCAN,
+        {"divergence": "kl", "clustering_weight": 0.6, "covariance_type": "full"},
+    ),
     "DCAN, euclidean": (DCAN, {"divergence": "euclidean", "covariance_type": "tied"}),
     "AutoencoderDeepDPM": (
         AutoencoderDeepDPM,
