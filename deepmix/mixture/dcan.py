@@ -88,8 +88,8 @@ class DCAN(DecoderMixin, BaseDeepMixture):
 
     An autoencoder is trained, then its encoder goes on: until a small network, the critic, cannot
     tell codes relative to their own cluster from Gaussian noise, while the decoder still rebuilds
-    the data. Clusters are read from a Gaussian mixture of the codes, which is worth as much as the
-    game: ``max_iter=0`` leaves the game out. Made for images.
+    the data. Clusters are read from a Gaussian mixture of the codes, which is worth more than the
+    game is: ``max_iter=0`` leaves the game out. Made for images.
 
     Parameters
     ----------
