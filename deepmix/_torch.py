@@ -1,13 +1,19 @@
-"""Where NumPy meets PyTorch: devices, dtypes, generators, rows and batches.
+"""Where NumPy meets PyTorch: devices, dtypes, modes, threads, generators, rows and batches.
 
-Nothing in this file touches a global state: no global seed, no thread setting.
+Nothing in this file leaves a global state other than it was: no global seed, and modes and threads
+come back.
 """
 
-from contextlib import nullcontext
+import ctypes
+import math
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
 import torch
+from threadpoolctl import ThreadpoolController
 
 TORCH_DTYPES = {
     "float32": torch.float32,
@@ -20,6 +26,19 @@ NATIVE_DTYPES = (np.float64, np.float32, np.uint8, np.int8, np.int16, np.int32, 
 
 # Numbers that a gathering of several batches may hold: 256 KiB in float32, the size of a cache.
 BLOCK = 2**16
+
+# Multiply-adds of a step below which one thread does it: some milliseconds of one core. Threads
+# wait for each other after each product, on a busy machine for as long as another process runs.
+THREADED_WORK = 2**25
+
+# A mean of sample weights between these may be that of counts of rows.
+COUNTS = 1 / 16, 16
+# Rows are far if one in so many (one at least) has more than this share of the data's scatter,
+# which has no meaning for fewer rows than the last number.
+FAR_ONE_IN, FAR_SHARE, FAR_LEAST_ROWS = 500, 0.75, 50
+# X is taken for raw counts if of so many rows this share of values is zero, the others are whole
+# numbers, and the largest is that many times their mean. Pixels have 0.5 to 0.8 zeros, and 2.
+COUNTS_ROWS, COUNTS_ZEROS, COUNTS_TAIL = 4096, 1 / 3, 20
 
 # --- Devices, dtypes, generators -------------------------------------------------------
 
@@ -72,6 +91,84 @@ def make_generator(random_state):
     return torch.Generator().manual_seed(int(random_state.randint(np.iinfo(np.int32).max)))
 
 
+# --- Modes and threads -----------------------------------------------------------------
+
+
+@contextmanager
+def own_modes():
+    """Set aside the modes of torch that surround a call, and bring them back; also a decorator.
+
+    Inside, gradients are recorded, tensors may be trained, nothing is cast, and tensors are made on
+    the CPU: whatever ``no_grad``, ``inference_mode``, ``autocast`` or default device the caller is
+    in. The default dtype cannot be set for one thread alone: the package names the dtype of each
+    tensor that it draws numbers into.
+    """
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if not torch.is_grad_enabled():
+            stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        # Only where there is need: under a device context each call of torch costs microseconds.
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+@contextmanager
+def threads_for(work):
+    """Run on one thread what is too little for several; leave the user's number for the rest.
+
+    The limit is that of the calling thread alone, so that fits may run in parallel threads.
+
+    Parameters
+    ----------
+    work : float
+        Multiply-adds of one step.
+    """
+    # Before the limit: torch sets the number of a new thread when it is first asked for.
+    if work >= THREADED_WORK or torch.get_num_threads() == 1:
+        yield
+        return
+    set_mkl_threads = _mkl_set_num_threads_local()
+    with _openmp().limit(limits=1):
+        before = set_mkl_threads(1)
+        try:
+            yield
+        finally:
+            set_mkl_threads(before)
+
+
+@cache
+def _openmp():
+    """The OpenMP runtimes that torch and scikit-learn have loaded."""
+    return ThreadpoolController().select(user_api="openmp")
+
+
+@cache
+def _mkl_set_num_threads_local():
+    """MKL's own limit for the calling thread: number -> number before, 0 for none.
+
+    `torch.set_num_threads` gives MKL a number that goes before OpenMP's. Torch carries MKL inside
+    its own library where it uses it; elsewhere there is nothing to limit.
+    """
+    for path in Path(torch.__file__).parent.glob("lib/*torch_cpu.*"):
+        try:
+            function = ctypes.CDLL(str(path)).MKL_Set_Num_Threads_Local
+        except (OSError, AttributeError):
+            continue
+        function.argtypes, function.restype = [ctypes.c_int], ctypes.c_int
+        return function
+    return lambda number: 0
+
+
+def state_size(module):
+    """Numbers in the parameters and buffers of a module: about its multiply-adds for one row."""
+    return sum(tensor.numel() for tensor in module.state_dict().values())
+
+
 # --- Rows ------------------------------------------------------------------------------
 
 
@@ -92,6 +189,10 @@ def as_shared_tensor(array):
     The package never writes into such a tensor. Torch would warn about the possibility; it is
     given an array that says it may be written to.
     """
+    # To NumPy an array of one row is contiguous whatever the stride between rows; torch wants one
+    # that could be.
+    if any(stride < 0 or stride % array.itemsize for stride in array.strides):
+        array = np.array(array, order="C")
     return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writable(array)))
 
 
@@ -130,14 +231,17 @@ class Rows:
         if self._dense is not None and _fits(self._dense, device):
             self._dense = self._dense.to(device)
         self.uniform = weight is None
-        weight = np.ones(self.n_samples) if weight is None else weight
+        weight = np.ones(self.n_samples) if weight is None else np.array(weight, order="C")
         self.weight = torch.tensor(weight, dtype=dtype, device=device)
+        self._weigh()
+        self.width = self.n_features  # a network makes more of a row: see `inference_batch_size`
+        self._moments = None
+
+    def _weigh(self):
         # After the conversion: a weight that underflows there counts as zero.
         self.visited = self.weight.cpu().nonzero().squeeze(1)
         # Of the converted weights: sums over rows are divided by it.
         self.total_weight = float(self.weight.cpu().double().sum())
-        self.width = self.n_features
-        self._moments = None
 
     def __len__(self):
         return self.n_samples
@@ -191,6 +295,8 @@ class Rows:
         whole, rest = divmod(len(self.visited), batch_size)
         if even:
             n_batches = whole + (rest > 0)
+            if batch_size > 1:  # of two rows or more
+                n_batches = max(1, min(n_batches, len(self.visited) // 2))
             size, longer = divmod(len(self.visited), n_batches)
             return [size + 1] * longer + [size] * (n_batches - longer)
         sizes = [batch_size] * whole
@@ -212,6 +318,68 @@ class Rows:
             spread = sum(self._weighted(index, mean) for index in rows)
             self._moments = mean, spread / self.total_weight
         return self._moments
+
+    def far_rows(self):
+        """Rows so far from all others that units and means would be theirs.
+
+        They are one in `FAR_ONE_IN` of the rows at most, and have more than `FAR_SHARE` of the
+        scatter about the mean, in the units of the data or with each feature in units of its
+        deviation: missing values that are written as -9999, for example.
+
+        Returns
+        -------
+        index : Tensor of int64 of shape (n_far,)
+        share : float
+            Of the scatter.
+        """
+        none, n_rows = self.visited[:0], len(self.visited)
+        mean, variance = self.moments()
+        if n_rows < FAR_LEAST_ROWS or not variance.any():
+            return none, 0.0
+        unit = torch.where(variance > 0, variance, 1.0)
+        squares = []
+        for index in self.visited.split(inference_batch_size(self.n_features)):
+            square = (self.take(index).to("cpu", torch.float64) - mean).square()
+            square = torch.stack([square.sum(dim=1), (square / unit).sum(dim=1)])
+            squares.append(square * self.weight[index].to("cpu", torch.float64))
+        squares = torch.cat(squares, dim=1)
+        largest, position = squares.topk(max(1, n_rows // FAR_ONE_IN), dim=1)
+        share = largest.sum(dim=1) / squares.sum(dim=1)
+        units = int(share.argmax())
+        if not share[units] > FAR_SHARE:
+            return none, 0.0
+        # Not all of the largest need be far: only those that the mean of the others makes so.
+        rest = (squares[units].sum() - largest[units].sum()) / (n_rows - len(largest[units]))
+        far = largest[units] > n_rows * FAR_SHARE / len(largest[units]) * rest
+        return self.visited[position[units][far].sort().values], float(share[units])
+
+    def leave_out(self, index):
+        """Rows whose weight is zero from now on."""
+        self.weight[index.to(self.weight.device)] = 0.0
+        self.uniform, self._moments = False, None
+        self._weigh()
+
+    def look_like_counts(self):
+        """Whether the values are whole numbers, many of them zero and a few very large."""
+        step = -(-self.n_samples // COUNTS_ROWS)
+        total = torch.zeros(2, dtype=torch.float64)  # non-zero values: their number and sum
+        largest, n_values = 0.0, 0
+        for index in torch.arange(0, self.n_samples, step).split(256):
+            batch = self.take(index)
+            if (batch < 0).any() or (batch != batch.round()).any():
+                return False
+            total += torch.stack([batch.count_nonzero(), batch.sum()]).cpu()
+            largest, n_values = max(largest, float(batch.max())), n_values + batch.numel()
+        n_nonzero, mass = total.tolist()
+        many_zeros = n_nonzero <= (1 - COUNTS_ZEROS) * n_values
+        return many_zeros and largest * n_nonzero > COUNTS_TAIL * mass
+
+    def are_finite(self):
+        """Whether the values are finite as they were given, before they become ``dtype``."""
+        if self._sparse is not None:
+            return bool(np.isfinite(self._sparse.data).all())
+        parts = self._dense.split(inference_batch_size(self.n_features))
+        return all(bool(part.isfinite().all()) for part in parts)
 
     def limits(self):
         """Smallest and largest value among the rows of positive weight: float, float."""
@@ -247,6 +415,32 @@ def refuse_bad_weights(weight):
             "Sample weights must contain at least one non-zero number: all of them are zero. "
             "Drop sample_weight or give some row a positive weight."
         )
+
+
+def relative_weights(weight):
+    """Bring sample weights of which only the ratios count near one: ndarray, or None if all do.
+
+    Equal weights are none. Others stay if their mean could be that of counts of rows, so that a row
+    of weight two is a row that is there twice; if not, a power of two, which changes no digit,
+    brings their mean to between one and two.
+
+    Parameters
+    ----------
+    weight : ndarray of shape (n_samples,)
+
+    Returns
+    -------
+    ndarray of shape (n_samples,) or None
+    """
+    positive = weight[weight > 0]
+    if len(positive) == len(weight) and positive.min() == positive.max():
+        return None
+    if positive.min() == positive.max():
+        return (weight > 0).astype(np.float64)
+    mean = float(np.mean(positive))
+    if COUNTS[0] <= mean <= COUNTS[1]:
+        return weight
+    return np.ldexp(weight, 1 - math.frexp(mean)[1])
 
 
 def _fits(tensor, device):
@@ -317,8 +511,20 @@ def state_to_numpy(module):
 
 
 def load_state(module, arrays):
-    """Fill a module (built on the meta device) with copies of ``arrays``."""
-    # torch.tensor copies: arrays that come from a memory-mapped pickle are read-only.
-    state = {name: torch.tensor(np.asarray(value)) for name, value in arrays.items()}
-    module.load_state_dict(state, assign=True)
+    """Fill a module (built on the meta device) with copies of ``arrays``.
+
+    Raises
+    ------
+    ValueError
+        If they are not the arrays of this module.
+    """
+    try:
+        # torch.tensor copies: arrays that come from a memory-mapped pickle are read-only.
+        state = {name: torch.tensor(np.asarray(value)) for name, value in arrays.items()}
+        module.load_state_dict(state, assign=True)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(
+            "The fitted arrays of this estimator are not those of its network: it was changed, or "
+            f"written by another version of deepmix. Fit it again. ({error})"
+        ) from error
     return module

@@ -7,6 +7,7 @@ but for the entry to `sklearn.callback` that scikit-learn documents for others (
 
 import math
 import warnings
+from contextlib import contextmanager
 from functools import partial
 from numbers import Integral, Real
 
@@ -31,14 +32,18 @@ from deepmix._torch import (
     apply_batchwise,
     load_state,
     make_generator,
+    own_modes,
     refuse_bad_weights,
+    relative_weights,
     resolve_device,
+    state_size,
     state_to_numpy,
+    threads_for,
     to_host,
 )
 from deepmix.callbacks import CallbackSupportMixin, EarlyStopping, Progress, Reports
 from deepmix.initialization import first_best
-from deepmix.networks import build_on_meta
+from deepmix.networks import build_on_meta, needs_several_rows, seed_dropout
 from deepmix.training import minimize, optimizer_to_numpy
 
 
@@ -55,7 +60,7 @@ class BaseDeepMixture(
     `transform`) and write ``_network_arguments``, ``_init_network``, ``_train``, ``_criterion``,
     ``_n_features_out`` and, for `score`, ``score_samples``. ``_batched_restarts`` says that one
     network holds all restarts side by side; ``_n_clusters_parameter`` names the parameter that
-    needs as many rows.
+    needs as many rows; ``_relative_weights`` says that only the ratios of sample weights count.
     """
 
     _parameter_constraints: dict = {
@@ -75,11 +80,13 @@ class BaseDeepMixture(
     _network_class = None
     _n_clusters_parameter = "n_clusters"
     _batched_restarts = False
+    _relative_weights = True
     _auto_batch_size = (20, 256)
 
     # --- Fit -------------------------------------------------------------------------
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @own_modes()
     def fit(self, X, y=None, sample_weight=None):
         """Train the model.
 
@@ -103,19 +110,37 @@ class BaseDeepMixture(
             If the data, the weights, a parameter or the device cannot be used; before any
             training.
         FloatingPointError
-            If a term of the loss is no longer finite.
+            If a term of the loss, or what a fit ends with, is not finite.
+
+        Notes
+        -----
+        The first Ctrl-C ends training: what is kept is the last whole epoch of the best restart,
+        with a ConvergenceWarning. A second one, or one inside a search, raises KeyboardInterrupt
+        and leaves the estimator as it was.
         """
         given = X
-        X, weight = self._check_training_data(X, sample_weight)
-        random_state = check_random_state(self.random_state)
-        rows = Rows(X, resolve_device(self.device), self._training_dtype(X), weight)
-        self._check_scale(rows)
-        with Reports(self, given, _some_y(y, X)) as reports:
-            network, history, restart = self._fit_restarts(rows, random_state, reports)
-        self._set_fitted(network, history, restart, rows, X)
-        for message in self._concerns(history):
-            warnings.warn(message, ConvergenceWarning, stacklevel=3)  # fit's caller
+        with self._whole_or_not_at_all():
+            X, weight = self._check_training_data(X, sample_weight)
+            random_state = check_random_state(self.random_state)
+            rows = self._training_rows(X, weight)
+            with threads_for(self._step_work(rows)), Reports(self, given, _some_y(y, X)) as reports:
+                network, history, restart = self._fit_restarts(rows, random_state, reports)
+                fitted = self._attributes(network, history, restart, rows, X)
+            self._set_fitted(fitted, reports.interruption)
+        for message in self._concerns(history, rows):
+            warnings.warn(message, ConvergenceWarning, stacklevel=4)  # fit's caller
         return self
+
+    @contextmanager
+    def _whole_or_not_at_all(self):
+        """Whatever is raised inside leaves the estimator as it was, the names of features too."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
 
     def _fit_restarts(self, rows, random_state, reports):
         """Train every restart and keep the best one by the method's label-free criterion."""
@@ -132,7 +157,7 @@ class BaseDeepMixture(
             restart = first_best(criteria)
             if best is None or criteria[restart] < best[0]:
                 best = criteria[restart], network, history, restart
-            if history.interrupted:
+            if reports.interruption.requested:
                 break
         criterion, network, history, restart = best
         if not np.isfinite(criterion):
@@ -155,7 +180,13 @@ class BaseDeepMixture(
             network = self._rebuild(rows.dtype, rows.device)
         else:
             network = self._init_network(rows, n_restarts, random_state, generator)
-        return network.to(rows.device, rows.dtype).train()
+        rows.width = network.width
+        return seed_dropout(network.to(rows.device, rows.dtype).train(), generator)
+
+    def _step_work(self, rows):
+        """Multiply-adds of a step of training, for the number of threads."""
+        network = self._network_class(**self._network_arguments(rows.n_features))
+        return min(self._batch_size(rows), len(rows.visited)) * state_size(network)
 
     def _check_continuation(self, rows):
         """Refuse to go on with data or parameters that need another network."""
@@ -192,11 +223,25 @@ class BaseDeepMixture(
             callbacks.append(Progress(type(self).__name__, max(1, 10 // int(self.verbose))))
         options = {"learning_rate": self.learning_rate_init, **options}
         options.setdefault("batch_size", self._batch_size(rows))
+        sizes = rows.batch_sizes(options["batch_size"], objective.even_batches)
+        if 1 in sizes and needs_several_rows(network):
+            raise ValueError(
+                f"Batch normalisation has no variance of one row; got batches of {max(sizes)} out "
+                f"of {len(rows.visited)} rows. Give batch_size >= 2 and more rows, or a network "
+                "without it."
+            )
         reconstruct = partial(self._attributes_midway, network, rows)
         with reports.task(task, max_iter, reconstruct) as report:
             callbacks += report
             return minimize(
-                objective, rows, max_iter=max_iter, callbacks=callbacks, task=task, **options
+                objective,
+                rows,
+                max_iter=max_iter,
+                callbacks=callbacks,
+                task=task,
+                buffers=network.buffers(),
+                interruption=reports.interruption,
+                **options,
             )
 
     def _batch_size(self, rows):
@@ -207,14 +252,37 @@ class BaseDeepMixture(
 
     # --- Fitted state ----------------------------------------------------------------
 
-    def _set_fitted(self, network, history, restart, rows, X):
-        self.history_ = history.arrays(restart)
-        self.n_iter_, self.converged_ = history.n_iter, history.converged
-        self.device_ = str(rows.device)
-        self._optimizer_state = None  # partial_fit keeps one
-        for name, value in self._fitted_attributes(network, rows, restart).items():
-            setattr(self, name, value)
-        self.labels_ = self._predict(X)
+    def _attributes(self, network, history, restart, rows, X):
+        """All that a fit leaves with the estimator: dict of name to value."""
+        fitted = self._fitted_attributes(network, rows, restart)
+        fitted |= {
+            "history_": history.arrays(restart),
+            "n_iter_": history.n_iter,
+            "converged_": history.converged,
+            "device_": str(rows.device),
+            "_optimizer_state": None,  # partial_fit keeps one
+            "_batches_seen": math.inf,  # which partial_fit counts
+        }
+        return {**fitted, "labels_": self._labels(X, fitted["_state"], fitted["_arguments"])}
+
+    def _set_fitted(self, fitted, interruption):
+        """Take all attributes at once: an estimator is never half of one fit, half of another."""
+        for name, value in fitted.items():
+            if name.endswith("_") and not _is_finite(value):
+                raise FloatingPointError(
+                    f"The fit ended with values in {name} that are not finite. X spans more than "
+                    "its dtype can hold, or training has diverged: rescale X (StandardScaler), set "
+                    "dtype='float64', or lower learning_rate_init."
+                )
+        vars(self).update(fitted)
+        if interruption.requested:
+            place = interruption.place or "after the last epoch"
+            warnings.warn(
+                f"Training was interrupted {place}; the estimator is fitted with the last whole "
+                "epoch.",
+                ConvergenceWarning,
+                stacklevel=5,
+            )
 
     def _fitted_attributes(self, network, rows, restart=0):
         """What a fitted estimator needs to predict, as arrays: dict of name to value."""
@@ -242,12 +310,15 @@ class BaseDeepMixture(
         finally:
             network.train(mode)
 
-    def _rebuild(self, dtype, device):
-        """The trained network, from the arrays that are the fitted state."""
-        network = build_on_meta(lambda: self._network_class(**self._arguments))
-        return load_state(network, self._state).to(device, dtype).eval()
+    def _rebuild(self, dtype, device, state=None, arguments=None):
+        """The trained network, from the arrays that are the fitted state or are to be."""
+        arguments = self._arguments if arguments is None else arguments
+        network = build_on_meta(lambda: self._network_class(**arguments))
+        state = self._state if state is None else state
+        return load_state(network, state).to(device, dtype).eval()
 
     @property
+    @own_modes()
     def module_(self):
         """The trained `torch.nn.Module`, built anew from the fitted arrays at each access."""
         check_is_fitted(self)
@@ -280,7 +351,7 @@ class BaseDeepMixture(
         labels : ndarray of shape (n_samples,)
             Integers from 0 to ``n_clusters - 1``.
         """
-        return self._predict(self._check_data(X))
+        return self._labels(self._check_data(X))
 
     def predict_proba(self, X):
         """Responsibility of each cluster for each row.
@@ -326,22 +397,23 @@ class BaseDeepMixture(
         weight = _check_sample_weight(to_host(sample_weight), values, dtype=np.float64)
         return float(np.average(values.astype(np.float64), weights=weight))
 
-    def _predict(self, X):
-        return self._apply("resp", X).argmax(axis=1).astype(np.int64)
+    def _labels(self, X, state=None, arguments=None):
+        """Most responsible clusters of validated data; responsibilities never all at once."""
+        return self._apply("resp", X, state, arguments, then=lambda resp: resp.argmax(dim=1))
 
-    def _apply(self, method, X):
-        """Apply a method of the network to validated data, batch by batch."""
+    @own_modes()
+    def _apply(self, method, X, state=None, arguments=None, then=lambda result: result):
+        """Apply a method of the network, and ``then`` a function, to validated data by batches."""
         device = self._prediction_device()
         # In the dtype of X: a float32 net would make a row's result depend on its batch.
         dtype = torch.float64 if X.dtype == np.float64 else torch.float32
-        network = self._rebuild(dtype, device)
+        network = self._rebuild(dtype, device, state, arguments)
         rows = Rows(X, device, dtype)
-        rows.width = self._row_width(rows.n_features)
-        return apply_batchwise(getattr(network, method), rows)
-
-    def _row_width(self, n_features):
-        """Numbers that the network makes of a row at most, for the size of batches."""
-        return n_features
+        rows.width = network.width
+        function = getattr(network, method)
+        work = min(rows.inference_batch_size, len(rows)) * state_size(network)
+        with threads_for(work):
+            return apply_batchwise(lambda batch: then(function(batch)), rows)
 
     def _draw(self, n_samples, n_dimensions):
         """Labels by ``weights_`` and standard normal noise, for `sample`."""
@@ -367,6 +439,7 @@ class BaseDeepMixture(
         if sample_weight is not None:
             weight = _check_sample_weight(to_host(sample_weight), X, dtype=np.float64)
             refuse_bad_weights(weight)
+            weight = relative_weights(weight) if self._relative_weights else weight
         n_rows = X.shape[0] if weight is None else np.count_nonzero(weight)
         n_clusters = getattr(self, self._n_clusters_parameter)
         if reset and n_rows < n_clusters:
@@ -400,11 +473,47 @@ class BaseDeepMixture(
                 "one of the two."
             )
 
+    def _training_rows(self, X, weight):
+        """The rows to train on, checked, without those that are far from all others."""
+        rows = Rows(X, resolve_device(self.device), self._training_dtype(X), weight)
+        self._check_scale(rows)
+        far, share = rows.far_rows()
+        if len(far):
+            warnings.warn(
+                f"{len(far)} of {len(rows.visited)} rows (the first is row {int(far[0])}) have "
+                f"{share:.0%} of the scatter of X: they are left out of scaling and training, and "
+                "get a label afterwards. If they are missing values written as numbers, remove or "
+                "impute them.",
+                UserWarning,
+                stacklevel=5,  # fit's caller
+            )
+            rows.leave_out(far)
+        if rows.look_like_counts():
+            warnings.warn(
+                "X looks like raw counts: whole numbers, many of them zero, a few very large. "
+                "Clusters would be those of the row totals. Divide each row by its total and take "
+                "np.log1p, or use tf-idf for words (sklearn TfidfTransformer).",
+                UserWarning,
+                stacklevel=5,
+            )
+        return rows
+
     def _check_scale(self, rows):
         """Refuse data that overflow, and warn of data that lose their digits."""
+        if not len(rows.visited):
+            raise ValueError(
+                f"sample_weight has no value that {rows.dtype} holds: the largest is too close to "
+                "zero. Multiply the weights by a constant, or set dtype='float64'."
+            )
         mean, variances = rows.moments()
         variance = float(variances.sum())
-        if not (torch.isfinite(mean).all() and math.isfinite(variance)):
+        overflows = not (torch.isfinite(mean).all() and math.isfinite(variance))
+        if overflows and not rows.are_finite():
+            raise ValueError(
+                "X contains NaN or infinity, which scikit-learn's assume_finite=True does not look "
+                "for. Impute or remove those rows."
+            )
+        if overflows:
             raise ValueError(
                 f"X has values too large to compute with in {rows.dtype}: their mean or "
                 "variance overflows. Rescale X (StandardScaler), or set dtype='float64'."
@@ -416,7 +525,7 @@ class BaseDeepMixture(
                 f"{offset:.2g}, which {rows.dtype} cannot tell apart well. Subtract the mean "
                 "(StandardScaler), or set dtype='float64'.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=6,
             )
 
     def _training_dtype(self, X):
@@ -424,7 +533,7 @@ class BaseDeepMixture(
             return torch.float64 if X.dtype == np.float64 else torch.float32
         return TORCH_DTYPES[self.dtype]
 
-    def _concerns(self, history):
+    def _concerns(self, history, rows):
         """What a user should know about this fit: an iterator of messages."""
         name = type(self).__name__
         ended = self.converged_ or history.interrupted or history.stopped
@@ -453,6 +562,13 @@ class BaseDeepMixture(
         return tags
 
 
+def _is_finite(value):
+    """Whether a fitted attribute holds no NaN and no infinity; what is no array of floats is."""
+    return not (isinstance(value, np.ndarray) and value.dtype.kind == "f") or bool(
+        np.all(np.isfinite(value))
+    )
+
+
 def _some_y(y, X):
     """A callback of scikit-learn that scores does so only if y is not None."""
     return np.zeros(X.shape[0]) if y is None else y
@@ -460,6 +576,18 @@ def _some_y(y, X):
 
 def _refuse_what_is_no_table(X):
     """Clear errors for inputs that scikit-learn would turn into numbers or objects."""
+    if hasattr(X, "obsm") and hasattr(X, "X"):
+        raise TypeError(
+            f"X is a {type(X).__name__} object; expected one table of numbers. Give one of its "
+            "matrices, such as adata.obsm['X_pca'], or adata.X after normalising and log1p."
+        )
+    shape = getattr(X, "shape", ())
+    if len(shape) > 2:
+        raise ValueError(
+            f"X has {len(shape)} dimensions, {tuple(shape)}; expected two: rows of features. "
+            "Unfold images with X.reshape(len(X), -1); NeuralMixtureEM folds them by image_shape="
+            "(channels, height, width)."
+        )
     dtype = getattr(X, "dtype", None)
     if isinstance(dtype, np.dtype) and dtype.kind in "US":
         raise ValueError(
@@ -470,17 +598,24 @@ def _refuse_what_is_no_table(X):
 
 # --- Online training -------------------------------------------------------------------
 
+# In units of the deviation of the first batch: how far out a batch may lie, and how close together
+# the rows of a second one.
+WIDE, NARROW = 10.0, 0.01
+
 
 class OnlineMixin:
     """``partial_fit`` for estimators whose ``_objective(network, rows)`` is one stage."""
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @own_modes()
     def partial_fit(self, X, y=None, sample_weight=None):
         """Go on training with one pass over a batch of data.
 
         The first call starts the model, one restart of it, from its batch, and fixes the
-        scaling; that batch needs at least ``n_clusters`` rows. ``labels_``, ``weights_`` and
-        ``variance_`` describe the last batch.
+        scaling; that batch needs at least ``n_clusters`` rows. A batch that lies ten times farther
+        out, or a second one a hundred times closer together, cannot be clustered in that scaling:
+        the model begins anew from it, with a warning. ``labels_``, ``weights_`` and ``variance_``
+        describe the last batch.
 
         Parameters
         ----------
@@ -493,28 +628,58 @@ class OnlineMixin:
         self : object
         """
         given, first = X, not hasattr(self, "_state")
-        X, weight = self._check_training_data(X, sample_weight, reset=first)
-        rows = Rows(X, resolve_device(self.device), self._training_dtype(X), weight)
-        self._check_scale(rows)
-        random_state = check_random_state(self.random_state)
-        generator = make_generator(random_state)
-        network = self._new_network(rows, 1, random_state, generator, not first)
-        objective = self._objective(network, rows)
-        # The moments of Adam are part of the state: without them each call would begin with
-        # steps of full length.
-        resumed = None if first else self._optimizer_state
-        with Reports(self, given, _some_y(y, X)) as reports:
-            history = self._minimize(
-                objective,
-                network,
-                rows,
-                reports,
-                max_iter=1,
-                generator=generator,
-                task="partial_fit",
-                may_stop=False,
-                optimizers=resumed,
-            )
-        self._set_fitted(network, history, 0, rows, X)
-        self._optimizer_state = [optimizer_to_numpy(o) for o in history.optimizers]
+        with self._whole_or_not_at_all():
+            X, weight = self._check_training_data(X, sample_weight, reset=first)
+            rows = self._training_rows(X, weight)
+            first = first or self._begins_anew(rows)
+            random_state = check_random_state(self.random_state)
+            generator = make_generator(random_state)
+            network = self._new_network(rows, 1, random_state, generator, not first)
+            objective = self._objective(network, rows)
+            # The moments of Adam are part of the state: without them each call would begin with
+            # steps of full length.
+            resumed = None if first else self._optimizer_state
+            with threads_for(self._step_work(rows)), Reports(self, given, _some_y(y, X)) as reports:
+                history = self._minimize(
+                    objective,
+                    network,
+                    rows,
+                    reports,
+                    max_iter=1,
+                    generator=generator,
+                    task="partial_fit",
+                    may_stop=False,
+                    optimizers=resumed,
+                )
+                fitted = self._attributes(network, history, 0, rows, X)
+            fitted["_optimizer_state"] = [optimizer_to_numpy(o) for o in history.optimizers]
+            fitted["_batches_seen"] = 1 if first else self._batches_seen + 1
+            self._set_fitted(fitted, reports.interruption)
         return self
+
+    def _begins_anew(self, rows):
+        """Whether a batch is so far from the scaling of the first one that this was of no use."""
+        if not self.scale:
+            return False
+        scaler = self._rebuild(torch.float64, torch.device("cpu")).scaler
+        mean, variance = rows.moments()
+        unit = scaler.scale.square() * rows.n_features
+        spread = math.sqrt(variance.sum() / unit)
+        distance = math.sqrt((mean - scaler.mean).square().sum() / unit + spread**2)
+        closer = spread < NARROW and self._batches_seen == 1
+        if distance <= WIDE and not closer:
+            return False
+        anew = len(rows.visited) >= self.n_clusters
+        warnings.warn(
+            f"This batch spreads over {spread:.2g} times the deviation of the first one, and lies "
+            f"{distance:.2g} times as far from its mean. "
+            + (
+                "The model begins anew from it. "
+                if anew
+                else "Its rows are too few to begin anew. "
+            )
+            + "Scale all batches alike, and begin with one that is like the others.",
+            UserWarning,
+            stacklevel=5,  # partial_fit's caller
+        )
+        return anew

@@ -3,6 +3,9 @@
 The loop calls every callback at the end of each epoch, in order.
 """
 
+import signal
+import sys
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -93,35 +96,95 @@ class Progress:
         return False
 
 
+# --- Ctrl-C ----------------------------------------------------------------------------
+
+# Where a fit that ends early would be taken for a whole one: scored, cached, or sent elsewhere.
+SEARCHES = ("joblib", "sklearn.model_selection", "dask", "distributed", "ray")
+
+
+class Interruption:
+    """The first Ctrl-C of a fit asks it to end; the second raises KeyboardInterrupt.
+
+    A context manager around the whole fit. It takes the place of Python's own handler of SIGINT, in
+    the main thread, and of no other. Inside a search, cross-validation or any call of joblib it
+    does nothing, so that the first Ctrl-C ends the search.
+
+    Attributes
+    ----------
+    requested : bool
+        Whether the fit was asked to end.
+    place : str or None
+        What it was doing when it noticed.
+    """
+
+    def __init__(self):
+        self.requested, self.place, self._installed = False, None, False
+
+    def __enter__(self):
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            and not _in_a_search()
+        ):
+            signal.signal(signal.SIGINT, self._handle)
+            self._installed = True
+        return self
+
+    def __exit__(self, *_):
+        if self._installed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _handle(self, number, frame):
+        if self.requested:
+            signal.default_int_handler(number, frame)
+        self.requested = True
+
+    def notice(self, place):
+        """Say where training ended, if it has not ended before."""
+        self.place = self.place or place
+
+
+def _in_a_search():
+    """Whether a function of `SEARCHES` is among the callers."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__") or ""
+        if any(module == name or module.startswith(f"{name}.") for name in SEARCHES):
+            return True
+        frame = frame.f_back
+    return False
+
+
 class Checkpoint:
-    """Keep the parameters of the last whole epoch in memory, to return to them.
+    """Keep tensors of the last whole epoch in memory, to return to them.
 
     Parameters
     ----------
-    parameters : list of torch.Tensor
+    tensors : iterable of torch.Tensor
+        Parameters and buffers.
     """
 
-    def __init__(self, parameters):
-        self.parameters = list(parameters)
-        self.saved = [p.detach().clone() for p in self.parameters]
+    def __init__(self, tensors):
+        self.tensors = list(tensors)
+        self.saved = [t.detach().clone() for t in self.tensors]
 
     def save(self):
         """Take the values as they are now."""
         if self.saved:
-            torch._foreach_copy_(self.saved, [p.detach() for p in self.parameters])
+            torch._foreach_copy_(self.saved, [t.detach() for t in self.tensors])
 
     def restore(self):
         """Put the saved values back."""
         if self.saved:
             with torch.no_grad():
-                torch._foreach_copy_(self.parameters, self.saved)
+                torch._foreach_copy_(self.tensors, self.saved)
 
 
 # --- scikit-learn's callbacks ----------------------------------------------------------
 
 
 class Reports:
-    """The stages of a fit as tasks of `sklearn.callback`, where scikit-learn has it.
+    """The stages of a fit as tasks of `sklearn.callback`, where scikit-learn has it; and Ctrl-C.
 
     A context manager around the whole fit.
 
@@ -135,15 +198,18 @@ class Reports:
 
     def __init__(self, estimator, X, y):
         self.estimator, self.root = estimator, None
+        self.interruption = Interruption()
         self.told = {"estimator": estimator, "X": X, "y": y}
 
     def __enter__(self):
         if hasattr(self.estimator, "_init_callback_context"):
             self.root = self.estimator._init_callback_context(max_subtasks=None)
             self.root.call_on_fit_task_begin(**self.told)
+        self.interruption.__enter__()
         return self
 
     def __exit__(self, kind, *_):
+        self.interruption.__exit__()
         if self.root is not None and kind is None:
             self.root.call_on_fit_task_end(**self.told)
 

@@ -8,7 +8,7 @@ import torch
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
-from deepmix._torch import Rows, apply_batchwise, sum_batchwise, to_host
+from deepmix._torch import Rows, apply_batchwise, own_modes, sum_batchwise, to_host
 from deepmix.base import BaseDeepMixture, Interval, StrOptions
 from deepmix.distributions import (
     mixture_log_density,
@@ -38,6 +38,7 @@ class CenterMixture(BaseDeepMixture):
         "scale": ["boolean"],
     }
 
+    @own_modes()
     def score_samples(self, X):
         r"""Log-density of each row under the mixture that the centres define.
 

@@ -252,6 +252,7 @@ def build_autoencoder(
     encoder=None,
     decoder=None,
     scheme="glorot",
+    dtype=torch.float32,
 ):
     """Build an autoencoder on the CPU: mirrored MLPs, or what the user gives.
 
@@ -267,6 +268,8 @@ def build_autoencoder(
         See `deepmix.networks.make_coder`.
     scheme : {'glorot', 'glorot-normal'}
         See `deepmix.networks.init_weights`.
+    dtype : torch.dtype, default=torch.float32
+        Of its weights, which are drawn in float32.
 
     Returns
     -------
@@ -283,7 +286,7 @@ def build_autoencoder(
         part = make_coder(spec, shape, name)
         if is_meta(part):
             part = materialize(part, generator, scheme)
-        part = part.to("cpu")
+        part = part.to("cpu", dtype)
         check_shapes(part, shape[0], shape[-1], name)
         parts.append(part)
     return Autoencoder(*parts)

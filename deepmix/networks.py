@@ -6,6 +6,7 @@ Weights are drawn from a generator, never from torch's global one.
 import copy
 import itertools
 import math
+from functools import partial
 from numbers import Integral
 
 import torch
@@ -68,6 +69,11 @@ def init_bias(tensor, generator):
     )
 
 
+def widest(module):
+    """Outputs of the widest dense layer of a network, 1 if it has none."""
+    return max((m.out_features for m in module.modules() if isinstance(m, nn.Linear)), default=1)
+
+
 # --- Multi-layer perceptrons -----------------------------------------------------------
 
 
@@ -104,9 +110,9 @@ class StackedMLP(nn.Module):
     def __init__(self, sizes, n_members=1):
         super().__init__()
         pairs = list(itertools.pairwise(sizes))
-        shapes = [((n_members, n, m), (n_members, 1, m)) for n, m in pairs]
-        self.weights = nn.ParameterList([torch.zeros(weight) for weight, _ in shapes])
-        self.biases = nn.ParameterList([torch.zeros(bias) for _, bias in shapes])
+        zeros = partial(torch.zeros, dtype=torch.float32)  # drawn into, whatever the default
+        self.weights = nn.ParameterList([zeros(n_members, n, m) for n, m in pairs])
+        self.biases = nn.ParameterList([zeros(n_members, 1, m) for _, m in pairs])
 
     def forward(self, x):
         x = x.expand(len(self.weights[0]), *x.shape)
@@ -448,7 +454,8 @@ def materialize(module, generator, scheme="glorot"):
             f"{type(module).__name__} registers buffers, which a network built by a callable "
             "cannot keep. Compute them in forward, or pass an nn.Module instance instead."
         )
-    return init_weights(module.to_empty(device="cpu"), generator, scheme)
+    # In float32 whatever the ambient dtype: the same numbers are drawn.
+    return init_weights(module.float().to_empty(device="cpu"), generator, scheme)
 
 
 def _resettable(module, buffer_name):
@@ -464,7 +471,8 @@ def make_coder(spec, sizes, name):
     ----------
     spec : None, callable or nn.Module
         None: an `MLP` of ``sizes``, on the meta device. A callable ``(n_in, n_out) ->
-        nn.Module`` is called under the meta device. A module is copied, weights and all.
+        nn.Module`` is called under the meta device; its lazy layers are given their shapes. A
+        module is copied, weights and all.
     sizes : tuple of int
         The first may be a shape instead, of what a row is unfolded to.
     name : str
@@ -473,10 +481,22 @@ def make_coder(spec, sizes, name):
     Returns
     -------
     nn.Module
+
+    Raises
+    ------
+    TypeError
+        If a callable gives no module.
+    ValueError
+        If a module has lazy layers, whose weights only its first call would draw.
     """
     if spec is None:
         return build_on_meta(lambda: MLP(sizes))
     if isinstance(spec, nn.Module):
+        if _is_lazy(spec):
+            raise ValueError(
+                f"{name} has lazy layers, which have no weights until they are called. Call it on "
+                "a batch first, or pass a callable (n_in, n_out) -> nn.Module that builds it."
+            )
         return copy.deepcopy(spec)
     module = build_on_meta(lambda: spec(sizes[0], sizes[-1]))
     if isinstance(module, nn.Module) and not is_meta(module):
@@ -486,7 +506,14 @@ def make_coder(spec, sizes, name):
             f"{name} must return a torch.nn.Module when called with (n_in, n_out) = "
             f"({sizes[0]}, {sizes[-1]}); got {type(module).__name__}."
         )
+    if _is_lazy(module):
+        _call(module, sizes[0], name, device="meta")
     return module
+
+
+def _is_lazy(module):
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return any(nn.parameter.is_lazy(tensor) for tensor in tensors)
 
 
 def trainable(module):
@@ -510,19 +537,83 @@ def check_layer_sizes(sizes, name="hidden_layer_sizes"):
 
 def check_shapes(module, n_in, n_out, name):
     """Raise ValueError unless ``module`` maps a batch (2, n_in) to (2, n_out)."""
+    # In the dtype of its weights, which is the one that it will be used in.
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    found = _call(module, n_in, name, dtype=dtype)
+    shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+    if shape != (2, n_out):
+        raise ValueError(
+            f"{name} must map a batch of shape {_batch_of_two(n_in)} to (2, {n_out}); it gave "
+            f"{shape}. Check its sizes against those of the data and of what it is to give."
+        )
+
+
+def _batch_of_two(n_in):
+    return (2, *n_in) if isinstance(n_in, tuple) else (2, n_in)
+
+
+def _call(module, n_in, name, **options):
+    """Apply a module of the user to two rows of zeros, in eval mode, without gradients."""
     mode = module.training
-    given = (2, *n_in) if isinstance(n_in, tuple) else (2, n_in)
     try:
         with torch.no_grad():
-            shape = tuple(module.eval()(torch.zeros(given)).shape)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            return module.eval()(torch.zeros(_batch_of_two(n_in), **options))
+    except Exception as error:  # whatever the user's code raises
         raise ValueError(
-            f"{name} cannot be applied to a batch of shape {given}: {error}"
+            f"{name} cannot be applied to a batch of shape {_batch_of_two(n_in)}: {error}"
         ) from error
     finally:
         module.train(mode)
-    if shape != (2, n_out):
-        raise ValueError(
-            f"{name} must map a batch of shape {given} to (2, {n_out}); it gave {shape}. "
-            "Check its sizes against those of the data and of what it is to give."
+
+
+# --- Layers that behave otherwise in training -------------------------------------------
+
+
+class SeededDropout(nn.Module):
+    """A dropout layer that draws from a generator instead of torch's global one.
+
+    Parameters
+    ----------
+    layer : nn.Module
+        Of any kind of dropout that torch has.
+    generator : torch.Generator
+        On the CPU.
+    """
+
+    # Fixed point of the self-normalising activation, which alpha dropout sets what it drops to.
+    ALPHA = -1.7580993408473766
+
+    def __init__(self, layer, generator):
+        super().__init__()
+        self.p = layer.p
+        self.by_channel = not isinstance(layer, (nn.Dropout, nn.AlphaDropout))
+        self.dropped = (
+            self.ALPHA if isinstance(layer, (nn.AlphaDropout, nn.FeatureAlphaDropout)) else 0.0
         )
+        # A function, which is not copied with the module: copies draw from the same generator.
+        self.draw = lambda shape: torch.rand(shape, generator=generator, dtype=torch.float32)
+
+    def forward(self, x):
+        if not self.training or self.p == 0:
+            return x
+        shape = (*x.shape[:2], *[1] * (x.dim() - 2)) if self.by_channel else x.shape
+        kept = self.draw(shape).to(x.device) >= self.p
+        x = torch.where(kept, x, self.dropped)
+        if not self.dropped:
+            return x / (1 - self.p) if self.p < 1 else x
+        share = (1 - self.p) * (1 + self.p * self.dropped**2)  # the variance that is left
+        return (x - self.p * self.dropped) * share**-0.5 if share else x
+
+
+def seed_dropout(module, generator):
+    """Let the dropout layers of a network draw from a generator, in place."""
+    for parent in module.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.modules.dropout._DropoutNd):
+                setattr(parent, name, SeededDropout(child, generator))
+    return module
+
+
+def needs_several_rows(module):
+    """Whether a network has layers that a batch of one row has no statistics for."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())

@@ -3,17 +3,15 @@
 A method describes each stage of its training as an `Objective`; `minimize` does the rest.
 """
 
-import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
 
 from deepmix._torch import TORCH_DTYPES
-from deepmix.callbacks import Checkpoint, EarlyStopping, EpochState
+from deepmix.callbacks import Checkpoint, EarlyStopping, EpochState, Interruption
 
 # --- What a stage minimises ------------------------------------------------------------
 
@@ -126,7 +124,7 @@ class History:
     converged : bool
         Whether the stage ended by `EarlyStopping`.
     interrupted : bool
-        Whether a KeyboardInterrupt ended it.
+        Whether Ctrl-C ended it.
     stopped : bool
         Whether another callback ended it.
     watch : tuple of str or None
@@ -194,6 +192,8 @@ def minimize(
     precision="float32",
     optimizers=None,
     task="fit",
+    buffers=(),
+    interruption=None,
 ):
     """Minimise an objective by mini-batches.
 
@@ -227,6 +227,10 @@ def minimize(
         `optimizer_to_numpy`. None starts anew.
     task : str
         Name of the stage, in messages.
+    buffers : iterable of Tensor
+        What steps change beside the parameters of their phases, such as running statistics.
+    interruption : Interruption or None
+        Once it is requested training ends, with parameters and buffers of the last whole epoch.
 
     Returns
     -------
@@ -244,39 +248,49 @@ def minimize(
         watch=objective.watch,
         optimizers=_resume(optimizers, [build(phase) for phase in phases]),
     )
-    guard = Checkpoint([p for phase in phases for p in phase.parameters])
+    buffers = list(buffers)
+    interruption = interruption or Interruption()
+    guard = _guard(phases, buffers)
     stops = []
     autocast = _autocast(rows.device, precision)
     for epoch in range(max_iter):
-        try:
-            objective.on_epoch_start(epoch)
-            batches = rows.batches(batch_size, generator, objective.prepare, objective.even_batches)
-            totals = _run_epoch(phases, history.optimizers, batches, autocast, max_grad_norm)
-            terms = _read(totals, rows.total_weight, epoch, task)
-            if objective.on_epoch_end(epoch):
-                phases = objective.phases()
-                history.optimizers = [build(phase) for phase in phases]
-                guard = Checkpoint([p for phase in phases for p in phase.parameters])
-            state = EpochState(task, epoch, max_iter, terms, objective.watch)
-            history.append(terms)
-            guard.save()
-            # Every callback is told, whichever of them stops.
-            stops = [callback(state) for callback in callbacks]
-        except KeyboardInterrupt:
+        objective.on_epoch_start(epoch)
+        batches = rows.batches(batch_size, generator, objective.prepare, objective.even_batches)
+        batches = _until(interruption, batches)
+        totals = _run_epoch(phases, history.optimizers, batches, autocast, max_grad_norm)
+        if interruption.requested:
             guard.restore()
             history.interrupted = True
-            warnings.warn(
-                f"Training was interrupted in epoch {epoch + 1} of {max_iter} ({task}); the "
-                "estimator is fitted with the last whole epoch.",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
+            interruption.notice(f"after {epoch} of {max_iter} epochs ({task})")
             break
+        terms = _read(totals, rows.total_weight, epoch, task)
+        if objective.on_epoch_end(epoch):
+            phases = objective.phases()
+            history.optimizers = [build(phase) for phase in phases]
+            guard = _guard(phases, buffers)
+        state = EpochState(task, epoch, max_iter, terms, objective.watch)
+        history.append(terms)
+        guard.save()
+        # Every callback is told, whichever of them stops.
+        stops = [callback(state) for callback in callbacks]
         if any(stops):
             break
     history.converged = any(isinstance(c, EarlyStopping) and c.converged for c in callbacks)
-    history.stopped = any(stops) and not history.converged
+    watchers = zip(callbacks, stops)
+    history.stopped = any(s for c, s in watchers if not isinstance(c, EarlyStopping))
     return history
+
+
+def _guard(phases, buffers):
+    return Checkpoint([*(p for phase in phases for p in phase.parameters), *buffers])
+
+
+def _until(interruption, batches):
+    """Batches for as long as nobody asks for an end."""
+    for batch in batches:
+        if interruption.requested:
+            return
+        yield batch
 
 
 def _run_epoch(phases, optimizers, batches, autocast, max_grad_norm):

@@ -1,6 +1,7 @@
 """Small data and small estimators that several test files share."""
 
 import os
+import signal
 
 # Before scikit-learn and SciPy are imported: without it scikit-learn skips a check silently.
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
@@ -88,6 +89,15 @@ def overlapping():
     X, y = make_blobs(300, n_features=4, centers=4, cluster_std=3.0, random_state=1)
     X.setflags(write=False)
     return X, y
+
+
+@pytest.fixture
+def press_ctrl_c():
+    """A callable that does what Ctrl-C does: it sends SIGINT, to Python's own handler at first."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.exceptions import ConvergenceWarning
 
 from deepmix._torch import Rows, full_precision
-from deepmix.callbacks import EarlyStopping
+from deepmix.callbacks import EarlyStopping, Interruption
 from deepmix.training import Averaged, History, Objective, Phase, minimize, optimizer_to_numpy
 
 N, D = 40, 3
@@ -395,6 +394,7 @@ class Failing(Mean):
     def __init__(self, at, value=None):
         super().__init__()
         self.at, self.value, self.epoch, self.n_steps = at, value, 0, 0
+        self.interruption = Interruption()
         self.ends = []
 
     def on_epoch_start(self, epoch):
@@ -405,7 +405,7 @@ class Failing(Mean):
         if self.epoch == self.at:
             self.n_steps += 1
             if self.value is None and self.n_steps == 3:
-                raise KeyboardInterrupt
+                self.interruption.requested = True
             if self.value is not None:
                 terms["bad"] = torch.tensor(self.value)  # leaves the gradient alone
         return terms
@@ -429,29 +429,30 @@ def test_divergence_is_named_with_its_remedies():
 
 def test_an_interruption_within_an_epoch_leaves_the_last_whole_one():
     objective = Failing(at=2)
-    with pytest.warns(ConvergenceWarning, match=r"interrupted in epoch 3 of 10 \(stage\)"):
-        history = train(objective, max_iter=10, task="stage")
+    options = {"max_iter": 10, "task": "stage", "interruption": objective.interruption}
+    history = train(objective, **options)
     assert history.interrupted
+    assert objective.interruption.place == "after 2 of 10 epochs (stage)"
+    assert objective.n_steps == 3  # the step that it came in was the last
     assert history.n_iter == 2
     torch.testing.assert_close(objective.centre.data, objective.ends[-1], rtol=0, atol=0)
 
 
 def test_an_interruption_in_the_first_epoch_leaves_the_start():
     objective = Failing(at=0)
-    with pytest.warns(ConvergenceWarning, match="interrupted in epoch 1"):
-        history = train(objective)
+    history = train(objective, interruption=objective.interruption)
     assert history.n_iter == 0
     assert torch.equal(objective.centre.data, torch.zeros(D, dtype=torch.float64))
 
 
 def test_an_interruption_in_a_callback_keeps_the_epoch_that_it_ends():
+    interruption = Interruption()
+
     def interrupt(state):
-        if state.epoch == 1:
-            raise KeyboardInterrupt
+        interruption.requested = state.epoch == 1
 
     objective, twin = Mean(), Mean()
-    with pytest.warns(ConvergenceWarning, match="interrupted in epoch 2"):
-        history = train(objective, callbacks=[interrupt])
+    history = train(objective, callbacks=[interrupt], interruption=interruption)
     train(twin, max_iter=2)
     assert history.n_iter == 2
     torch.testing.assert_close(objective.centre, twin.centre, rtol=0, atol=0)

@@ -31,6 +31,7 @@ from deepmix.networks import (
     build_on_meta,
     make_coder,
     trainable,
+    widest,
 )
 from deepmix.training import Objective, Phase
 
@@ -324,10 +325,12 @@ def dense_network(n_in, n_out, hidden_layer_sizes, activation, bounded=False):
 def coders(hidden_layer_sizes, activation, encoder=None, decoder=None):
     """What `make_coder` makes encoder and decoder of: what the user gives, or dense networks."""
     own = partial(dense_network, activation=activation)
-    return {
-        "encoder": encoder or partial(own, hidden_layer_sizes=hidden_layer_sizes, bounded=True),
-        "decoder": decoder or partial(own, hidden_layer_sizes=hidden_layer_sizes[::-1]),
-    }
+    # Not `encoder or ...`: the truth value of a module is that of its length, if it has one.
+    if encoder is None:
+        encoder = partial(own, hidden_layer_sizes=hidden_layer_sizes, bounded=True)
+    if decoder is None:
+        decoder = partial(own, hidden_layer_sizes=hidden_layer_sizes[::-1])
+    return {"encoder": encoder, "decoder": decoder}
 
 
 class DCANNetwork(nn.Module):
@@ -385,6 +388,11 @@ class DCANNetwork(nn.Module):
             self.deviation = build_on_meta(lambda: MLP((*sizes, latent_dim)))
         self.register_buffer("error_unit", torch.ones(()))
         self.register_buffer("variance_unit", torch.ones(()))
+
+    @property
+    def width(self):
+        """Numbers that a row becomes at most."""
+        return max(len(self.scaler.mean), widest(self.autoencoder), self.mixture.means.numel())
 
     def encode(self, x):
         """Codes: (B, n_features) -> (B, latent_dim)."""

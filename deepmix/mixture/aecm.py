@@ -41,6 +41,7 @@ from deepmix.networks import (
     check_layer_sizes,
     make_coder,
     trainable,
+    widest,
 )
 from deepmix.training import History, Objective, Phase
 
@@ -141,6 +142,11 @@ class AECMNetwork(nn.Module):
         )
         self.whitener = Whitener(latent_dim)
         self.clustering = ClusteringNetwork(latent_dim, n_clusters)
+
+    @property
+    def width(self):
+        """Numbers that a row becomes at most."""
+        return max(len(self.scaler.mean), widest(self.autoencoder), self.clustering.n_clusters)
 
     def encode(self, x):
         """Codes: (B, n_features) -> (B, latent_dim)."""
@@ -293,7 +299,8 @@ class AECM(LatentMixture):
     encoder, decoder : callable, torch.nn.Module or None, default=None
         Networks to use instead of ``hidden_layer_sizes``: a callable ``(n_in, n_out) ->
         nn.Module``, or a module, which is copied with its weights and never trained in place.
-        Dropout in them draws from torch's global generator.
+        Dropout layers draw from the fit's own generator; what a network draws by functions of
+        torch, such as ``torch.nn.functional.dropout``, ``random_state`` does not determine.
     pretrain_max_iter : int, default=20
         Epochs of the autoencoder alone, at most.
     clustering_max_iter : int, default=100
@@ -534,6 +541,7 @@ class AECM(LatentMixture):
         network.autoencoder = build_autoencoder(
             rows.n_features,
             generator=generator,
+            dtype=rows.dtype,
             scheme="glorot-normal" if self.init == "random" else "glorot",
             **{name: arguments[name] for name in parts},
         )
@@ -640,8 +648,8 @@ class AECM(LatentMixture):
         }
         return {**attributes, **latent}
 
-    def _concerns(self, history):
-        yield from super()._concerns(history)
+    def _concerns(self, history, rows):
+        yield from super()._concerns(history, rows)
         uniform = 1 - 1 / self.n_clusters_
         impurity = self.history_["sparsity"][-1] if self.n_iter_ else 0.0
         if self.n_clusters_ > 1 and impurity > 0.8 * uniform:

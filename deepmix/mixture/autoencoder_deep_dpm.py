@@ -24,9 +24,16 @@ from deepmix.initialization import (
     reconstruction_unit,
 )
 from deepmix.losses import squared_error
-from deepmix.mixture.deep_dpm import DeepDPM, mixture_attributes
+from deepmix.mixture.deep_dpm import DeepDPM, finds_its_number, mixture_attributes
 from deepmix.mixture.dirichlet_process_mixture import DPMNetwork
-from deepmix.networks import Autoencoder, Standardizer, check_layer_sizes, make_coder, trainable
+from deepmix.networks import (
+    Autoencoder,
+    Standardizer,
+    check_layer_sizes,
+    make_coder,
+    trainable,
+    widest,
+)
 from deepmix.scaled_rows import ScaledRows
 from deepmix.split_merge import PROPOSAL
 from deepmix.training import History, Objective, Phase
@@ -127,6 +134,11 @@ class AutoencoderDPMNetwork(nn.Module):
         self.register_buffer("shrinkage", torch.ones(()))
 
     @property
+    def width(self):
+        """Numbers that a row becomes at most."""
+        return max(len(self.scaler.mean), widest(self.autoencoder), self.clustering.width)
+
+    @property
     def mixture(self):
         return self.clustering.mixture
 
@@ -204,6 +216,7 @@ class WholeReports:
 
     def __init__(self, reports, reconstruct):
         self.reports, self.reconstruct = reports, reconstruct
+        self.interruption = reports.interruption
 
     def task(self, name, max_iter, reconstruct):
         return self.reports.task(name, max_iter, self.reconstruct)
@@ -387,6 +400,7 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
     _layers_parameter = "clustering_hidden_layer_sizes"
     _centers_attribute = "means_"
 
+    @finds_its_number
     def __init__(
         self,
         n_clusters_init=1,
@@ -564,8 +578,8 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
     def _n_restarts(self, rows):
         return BaseDeepMixture._n_restarts(self, rows)  # an encoder is always random
 
-    def _row_width(self, n_features):
-        return max(n_features, self._arguments["latent_dim"] * self._arguments["n_clusters"])
+    def _mixture_work(self, rows, n_features):
+        return super()._mixture_work(rows, self._network_arguments(n_features)["latent_dim"])
 
     def _training_dtype(self, X):
         return BaseDeepMixture._training_dtype(self, X)
@@ -593,7 +607,10 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
         network = AutoencoderDPMNetwork(**arguments)
         parts = ("hidden_layer_sizes", "latent_dim", "encoder", "decoder")
         network.autoencoder = build_autoencoder(
-            rows.n_features, generator=generator, **{name: arguments[name] for name in parts}
+            rows.n_features,
+            generator=generator,
+            dtype=rows.dtype,
+            **{name: arguments[name] for name in parts},
         )
         network.clustering = self._draw_mixture(arguments["latent_dim"], generator)
         # Equal clusters, for callbacks that predict while the autoencoder is trained alone.
@@ -742,9 +759,9 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
 
     # --- Fitted state ----------------------------------------------------------------
 
-    def _set_fitted(self, network, history, restart, rows, X):
-        super()._set_fitted(network, history, restart, rows, X)
-        self._clustered = len(network.n_clusters) > 0
+    def _attributes(self, network, history, restart, rows, X):
+        fitted = super()._attributes(network, history, restart, rows, X)
+        return {**fitted, "_clustered": len(network.n_clusters) > 0}
 
     def _fitted_attributes(self, network, rows, restart=0):
         attributes = BaseDeepMixture._fitted_attributes(self, network, rows, restart)
@@ -754,7 +771,7 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
             centers = network.decode(means)
         return {**attributes, "cluster_centers_": centers.double().cpu().numpy()}
 
-    def _concerns(self, history):
+    def _concerns(self, history, rows):
         ended = self.converged_ or history.interrupted or history.stopped
         if not ended and self.tol > 0:
             yield (
@@ -762,6 +779,7 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
                 f"{self.clustering_max_iter} epochs: splits or merges may be left. Increase "
                 "clustering_max_iter, or set tol=0 for so many epochs and nothing else."
             )
+        yield from self._concerns_of_number(rows)
 
 
 def labels_of(clustering, data):

@@ -223,6 +223,11 @@ class StandardizedClusteringNetwork(nn.Module):
         self.scaler = Standardizer(n_features)
         self.clustering = ClusteringNetwork(n_features, n_clusters, n_restarts)
 
+    @property
+    def width(self):
+        """Numbers that a row becomes at most."""
+        return max(self.clustering.encoder_weight.shape)
+
     def forward(self, x):
         """Responsibilities: (B, n_features) -> (B, n_clusters)."""
         return self.resp(x)

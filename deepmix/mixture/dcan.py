@@ -15,7 +15,7 @@ import torch
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from deepmix._torch import Rows, make_generator, sum_batchwise
+from deepmix._torch import Rows, make_generator, own_modes, sum_batchwise
 from deepmix.base import BaseDeepMixture, Interval, StrOptions
 from deepmix.center_mixture import DecoderMixin
 from deepmix.gaussian_mixture import (
@@ -164,7 +164,8 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     encoder, decoder : callable, torch.nn.Module or None, default=None
         Networks to use instead of ``hidden_layer_sizes``: a callable ``(n_in, n_out) ->
         nn.Module``, or a module, which is copied with its weights and never trained in place.
-        Dropout in them draws from torch's global generator.
+        Dropout layers draw from the fit's own generator; what a network draws by functions of
+        torch, such as ``torch.nn.functional.dropout``, ``random_state`` does not determine.
     pretrain_max_iter : int or 'auto', default='auto'
         Epochs of the autoencoder alone, at most; 'auto' makes 2400 steps of them, but no fewer
         than 15 epochs and no more than 150. Without any the game starts from random codes, and
@@ -278,7 +279,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         "spectral_norm": ["boolean"],
         "label_smoothing": [Interval(Real, 0, 0.5, closed="left")],
         "update_every": [Interval(Integral, 0, None, closed="left")],
-        "pool_size": [Interval(Integral, 1, None, closed="left")],
+        "pool_size": [Interval(Integral, 2, None, closed="left")],
         "memory": [Interval(Real, 0, 1, closed="left")],
         "init": [StrOptions({"k-means", "k-means++"})],
         "readout_n_init": [Interval(Integral, 1, None, closed="left")],
@@ -427,6 +428,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         }
         return cls(n_clusters, **{**settings, **parameters})
 
+    @own_modes()
     def read_out(self, X, sample_weight=None):
         """Fit the mixture of the codes anew, and nothing else.
 
@@ -449,11 +451,12 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         X, weight = self._check_training_data(X, sample_weight, reset=False)
         rows = Rows(X, self._prediction_device(), self._training_dtype(X), weight)
         network = self._rebuild(rows.dtype, rows.device)
+        rows.width = network.width
         self._read_out(network, rows)
         trained = {"_arguments": self._arguments, "n_clusters_": self.n_clusters_}
-        for name, value in {**self._fitted_attributes(network, rows), **trained}.items():
-            setattr(self, name, value)
-        self.labels_ = self._predict(X)
+        fitted = {**self._fitted_attributes(network, rows), **trained}
+        labels = self._labels(X, fitted["_state"], self._arguments)
+        vars(self).update(fitted, labels_=labels)
         return self
 
     @property
@@ -478,6 +481,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         """
         return self._apply("log_density", self._check_data(X))
 
+    @own_modes()
     def sample(self, n_samples=1):
         """Draw codes from the mixture, and decode them.
 
@@ -502,10 +506,6 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     @property
     def _n_features_out(self):
         return self._arguments["latent_dim"]
-
-    def _row_width(self, n_features):
-        arguments = self._arguments
-        return max(n_features, arguments["n_clusters"] * arguments["latent_dim"])
 
     def _network_arguments(self, n_features):
         hidden = tuple(self.hidden_layer_sizes)
@@ -536,7 +536,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         hidden, latent_dim = arguments["hidden_layer_sizes"], arguments["latent_dim"]
         spec = coders(**{name: arguments[name] for name in parts})
         network.autoencoder = build_autoencoder(
-            rows.n_features, hidden, latent_dim, generator, **spec
+            rows.n_features, hidden, latent_dim, generator, dtype=rows.dtype, **spec
         )
         for name in ("critic", "deviation"):
             if getattr(network, name) is not None:
@@ -668,13 +668,13 @@ class DCAN(DecoderMixin, BaseDeepMixture):
 
     # --- The mixture of the final codes ----------------------------------------------
 
-    def _set_fitted(self, network, history, restart, rows, X):
+    def _attributes(self, network, history, restart, rows, X):
         if history.n_iter or not self._continues():
             self._normalize(network, rows)
             self._read_out(network, rows)
         else:  # nothing has changed
             network.mixture.exact = self._mixture()
-        super()._set_fitted(network, history, restart, rows, X)
+        return super()._attributes(network, history, restart, rows, X)
 
     def _read_out(self, network, rows):
         """Fit the mixture that predictions are made from."""
@@ -733,8 +733,8 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         arrays = {name: value.double().cpu().numpy().copy() for name, value in arrays.items()}
         return {**attributes, **arrays, "covariance_type_": mixture.covariance_type}
 
-    def _concerns(self, history):
-        yield from super()._concerns(history)
+    def _concerns(self, history, rows):
+        yield from super()._concerns(history, rows)
         # Where clusters are lost to the predictions too, that has been said.
         if self._n_lost and len(np.unique(self.labels_)) == self.n_clusters_:
             yield (

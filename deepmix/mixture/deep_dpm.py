@@ -8,17 +8,20 @@ training goes on. Implemented: clustering of given features, with and without th
 equations are in `deepmix.mixture.dirichlet_process_mixture`.
 """
 
+import warnings
+from functools import wraps
 from numbers import Integral, Real
 
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from deepmix._torch import load_state
+from deepmix._torch import load_state, own_modes
 from deepmix.base import BaseDeepMixture, Interval, StrOptions
 from deepmix.distributions import NormalInverseWishart
 from deepmix.initialization import initial_centers, sample_rows
 from deepmix.mixture.dirichlet_process_mixture import (
+    PRODUCTS,
     AmortizedObjective,
     DPMNetwork,
     MixtureObjective,
@@ -37,6 +40,8 @@ FLOOR, SHARE, FEW_ROWS = 1e-5, 0.05, 300
 # n_init='auto': restarts of nets on fewer rows. On the 178 wines about half of the starts end in
 # too few clusters, on 569 rows and more none did; of five, one is very likely good.
 RESTARTS, RESTARTED_ROWS = 5, 500
+# A total weight of the rows that is warned of: no two clusters are likelier than one.
+LIGHT = 10.0
 
 # --- Prior -----------------------------------------------------------------------------
 
@@ -65,6 +70,21 @@ def auto_scale(n_rows, n_features):
 
 
 # --- Estimator -------------------------------------------------------------------------
+
+
+def finds_its_number(init):
+    """Decorate an ``__init__`` to say what to use in place of ``n_clusters``."""
+
+    @wraps(init)
+    def explain(self, *args, **parameters):
+        if "n_clusters" in parameters:
+            raise TypeError(
+                f"{type(self).__name__} finds the number of clusters and has no n_clusters. Set "
+                "n_clusters_init to begin with a number, max_clusters to stay below one."
+            )
+        init(self, *args, **parameters)
+
+    return explain
 
 
 class DeepDPM(BaseDeepMixture):
@@ -224,10 +244,12 @@ class DeepDPM(BaseDeepMixture):
         "subcluster_learning_rate": [Interval(Real, 0, None, closed="neither")],
     }
     _network_class = DPMNetwork
+    _relative_weights = False
     _transform_output = "resp"
     _n_clusters_parameter = "n_clusters_init"
     _layers_parameter = "hidden_layer_sizes"  # of the clustering net
 
+    @finds_its_number
     def __init__(
         self,
         n_clusters_init=1,
@@ -333,6 +355,7 @@ class DeepDPM(BaseDeepMixture):
         """
         return self._apply("log_density", self._check_data(X))
 
+    @own_modes()
     def sample(self, n_samples=1):
         """Draw rows from the mixture.
 
@@ -364,9 +387,6 @@ class DeepDPM(BaseDeepMixture):
         if self.n_init == "auto" and not self._continues():
             return RESTARTS if self.amortized and rows.total_weight < RESTARTED_ROWS else 1
         return super()._n_restarts(rows) if random else 1
-
-    def _row_width(self, n_features):
-        return n_features * self._arguments["n_clusters"]
 
     def _check_continuation(self, rows):
         super()._check_continuation(rows)
@@ -435,6 +455,27 @@ class DeepDPM(BaseDeepMixture):
         if self.scaling == "standard":
             network.scaler.fit(*rows.moments())
         return network
+
+    def _step_work(self, rows):
+        return max(super()._step_work(rows), self._mixture_work(rows, rows.n_features))
+
+    def _mixture_work(self, rows, n_features):
+        """Multiply-adds that a piece of rows needs for its densities."""
+        products = min(PRODUCTS, len(rows) * n_features * max(10, self.n_clusters_init))
+        return products * (n_features if self.covariance_type == "full" else 1)
+
+    def _training_rows(self, X, weight):
+        rows = super()._training_rows(X, weight)
+        n_rows = len(rows.visited)
+        if rows.total_weight < min(LIGHT, n_rows / 2):
+            warnings.warn(
+                f"The sample weights sum to {rows.total_weight:.3g}, and {n_rows} rows count no "
+                "more than so many rows of weight 1. Multiply the weights by the number of rows "
+                "divided by their sum if only their ratios are meant.",
+                UserWarning,
+                stacklevel=5,  # fit's caller
+            )
+        return rows
 
     def _train(self, network, rows, generator, random_state, reports):
         data, options = ScaledRows(rows, network.scaler), {"max_iter": self.max_iter}
@@ -555,21 +596,35 @@ class DeepDPM(BaseDeepMixture):
         attributes = super()._fitted_attributes(network, rows, restart)
         return {**attributes, **mixture_attributes(network)}
 
-    def _set_fitted(self, network, history, restart, rows, X):
-        super()._set_fitted(network, history, restart, rows, X)
-        self.history_["n_clusters"] = network.n_clusters
-        self.proposals_ = network.proposals
-        self._subnets_state = network.subnets_state
-        self._continued = {name: getattr(self, name) for name in ("covariance_type", "scaling")}
+    def _attributes(self, network, history, restart, rows, X):
+        fitted = super()._attributes(network, history, restart, rows, X)
+        fitted["history_"]["n_clusters"] = network.n_clusters
+        return {
+            **fitted,
+            "proposals_": network.proposals,
+            "_subnets_state": network.subnets_state,
+            "_continued": {name: getattr(self, name) for name in ("covariance_type", "scaling")},
+        }
 
-    def _concerns(self, history):
+    def _concerns(self, history, rows):
         ended = self.converged_ or history.interrupted or history.stopped
         if not ended and self.tol > 0:
             yield (
-                f"DeepDPM did not settle in max_iter={self.max_iter} epochs: splits or merges "
-                "may be left. Increase max_iter, or set tol=0 to train for max_iter epochs and "
-                "nothing else."
+                f"DeepDPM did not settle in {self.n_iter_} epochs (max_iter={self.max_iter}): "
+                "splits or merges may be left. Increase max_iter, or set tol=0 to train for "
+                "max_iter epochs and nothing else."
             )
+        yield from self._concerns_of_number(rows)
+
+    def _concerns_of_number(self, rows):
+        """That one cluster was found is rarely what rows that differ say."""
+        if self.n_clusters_ > 1 or self.max_clusters == 1 or not rows.moments()[1].any():
+            return
+        yield (
+            f"{type(self).__name__} found one cluster. Where more are expected: reduce many "
+            "columns by PCA or UMAP to 5 to 50; try scaling=None where all columns have one unit, "
+            "covariance_type='diag' or 'spherical', or a smaller prior_scale."
+        )
 
 
 # --- Units -----------------------------------------------------------------------------

@@ -5,6 +5,8 @@ of training the mixture: with these nets, or by EM. The estimators are in `deepm
 and `deepmix.mixture.autoencoder_deep_dpm`.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import nn
@@ -163,6 +165,11 @@ class DPMNetwork(nn.Module):
             sizes = (n_features, *hidden_layer_sizes, n_clusters)
             self.net = build_on_meta(lambda: MLP(sizes, negative_slope=0.0))
 
+    @property
+    def width(self):
+        """Numbers that a row becomes at most."""
+        return self.mixture.means.numel()
+
     def log_resp(self, x):
         """Log-responsibilities of scaled rows: (B, d) -> (B, K)."""
         logits = self.mixture.log_joint(x) if self.net is None else self.net(x)
@@ -210,10 +217,11 @@ class SubclusteringNets(nn.Module):
 
     def __init__(self, n_features, n_clusters, n_hidden):
         super().__init__()
-        self.hidden_weight = nn.Parameter(torch.zeros(n_clusters, n_features, n_hidden))
-        self.hidden_bias = nn.Parameter(torch.zeros(n_clusters, n_hidden))
-        self.output_weight = nn.Parameter(torch.zeros(n_clusters, n_hidden, 2))
-        self.output_bias = nn.Parameter(torch.zeros(n_clusters, 2))
+        zeros = partial(torch.zeros, dtype=torch.float32)  # drawn into, whatever the default
+        self.hidden_weight = nn.Parameter(zeros(n_clusters, n_features, n_hidden))
+        self.hidden_bias = nn.Parameter(zeros(n_clusters, n_hidden))
+        self.output_weight = nn.Parameter(zeros(n_clusters, n_hidden, 2))
+        self.output_bias = nn.Parameter(zeros(n_clusters, 2))
 
     @torch.no_grad()
     def draw(self, generator):

@@ -27,6 +27,7 @@ from deepmix.networks import (
     make_coder,
     materialize,
     trainable,
+    widest,
 )
 from deepmix.partitions import merge, neighbour_graph, normalized_cut, pair_weights
 from deepmix.training import Objective, Phase
@@ -187,6 +188,17 @@ class NeuralMixtureNetwork(nn.Module):
         self.register_buffer("membership", torch.eye(n_clusters)[cluster].repeat(n_members, 1, 1))
 
     @property
+    def width(self):
+        """Numbers that a row becomes at most."""
+        width = max(len(self.scaler.mean), self.n_members * self.n_outputs)
+        if isinstance(self.members, StackedMLP):
+            return max(width, *(weight[:, 0].numel() for weight in self.members.weights))
+        if self.image_shape is None:
+            return max(width, widest(self.members))
+        # What the first convolution of a network of Table 2 makes of an image.
+        return max(width, 64 * math.prod(self.image_shape[1:]))
+
+    @property
     def input_shape(self):
         """Of what a member sees of a row: an int for vectors, a tuple for images."""
         if self.image_shape is None:
@@ -202,11 +214,14 @@ class NeuralMixtureNetwork(nn.Module):
         build = partial(ConvNet, network) if isinstance(network, str) else network
         return Members(make_coder(build, (shape, n_out), "network") for _ in range(self.n_members))
 
-    def init_weights(self, generator):
-        """Draw initial weights, but for modules that came with theirs; refuse wrong shapes."""
+    def init_weights(self, generator, dtype=torch.float32):
+        """Draw initial weights, but for modules that came with theirs; refuse wrong shapes.
+
+        They are drawn in float32, and all become ``dtype`` then.
+        """
         if isinstance(self.members, StackedMLP):
             self.members.init_weights(generator)
-            return self
+            return self.to(dtype)
         for i, member in enumerate(self.members):
             anew = is_meta(member)
             if anew:
@@ -222,8 +237,8 @@ class NeuralMixtureNetwork(nn.Module):
                     f"{self.n_members} restarts of it would be one model. Set n_init=1, or build "
                     "it anew in each call."
                 )
-            check_shapes(self.members[i], self.input_shape, self.n_outputs, "network")
-        return self
+            check_shapes(self.members[i].to(dtype), self.input_shape, self.n_outputs, "network")
+        return self.to(dtype)
 
     def prepare(self, x):
         """What does not change with training: (B, n_features) -> standardised rows or images."""

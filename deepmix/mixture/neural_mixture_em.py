@@ -36,7 +36,7 @@ from deepmix.mixture.neural_mixture import (
     impose_weights,
     n_pieces,
 )
-from deepmix.networks import check_layer_sizes
+from deepmix.networks import check_layer_sizes, seed_dropout
 from deepmix.partitions import align, stability
 from deepmix.training import History
 
@@ -503,7 +503,6 @@ class NeuralMixtureEM(BaseDeepMixture):
     # --- Hooks of the base class: training ---------------------------------------------
 
     def _fit_restarts(self, rows, random_state, reports):
-        rows.width = self._row_width(rows.n_features)
         if self._has_equal_clusters() or self._continues():
             return self._fit_outputs(rows, random_state, reports)
         pieces, gaps = self._fit_pieces(rows, random_state, reports)
@@ -529,7 +528,8 @@ class NeuralMixtureEM(BaseDeepMixture):
         generator = make_generator(random_state)
         n_outputs = n_pieces(self.n_clusters, len(rows.visited))
         network = self._init_network(rows, self._n_starts(), random_state, generator, n_outputs)
-        network = network.to(rows.device, rows.dtype).train()
+        network = seed_dropout(network.to(rows.device, rows.dtype).train(), generator)
+        rows.width = network.width
         history = self._train(network, rows, generator, random_state, reports)
         finite = finite_members(network)
         self._refuse_divergence(finite)
@@ -556,7 +556,7 @@ class NeuralMixtureEM(BaseDeepMixture):
     def _init_network(self, rows, n_restarts, random_state, generator, n_outputs=None):
         arguments = self._network_arguments(rows.n_features)
         arguments |= {"n_members": n_restarts, "n_outputs": n_outputs}
-        network = NeuralMixtureNetwork(**arguments).init_weights(generator)
+        network = NeuralMixtureNetwork(**arguments).init_weights(generator, rows.dtype)
         if self.scale and self.image_shape is None:
             network.scaler.fit(*rows.moments())
         elif self.scale:
@@ -635,9 +635,10 @@ class NeuralMixtureEM(BaseDeepMixture):
         # The first restart by itself: members of an ensemble are matched at the end only.
         return super()._attributes_midway(network.select(0).eval().fit_statistics(rows), rows)
 
-    def _row_width(self, n_features):
-        # What the first convolution of a network of Table 2 makes of an image.
-        return n_features if self.image_shape is None else 64 * math.prod(self.image_shape[1:])
+    def _step_work(self, rows):
+        # Each weight of a convolution meets every pixel.
+        n_pixels = 1 if self.image_shape is None else math.prod(self.image_shape[1:])
+        return super()._step_work(rows) * n_pixels * self._n_starts()
 
     def _check_continuation(self, rows):
         super()._check_continuation(rows)
@@ -666,19 +667,23 @@ class NeuralMixtureEM(BaseDeepMixture):
     def _kept(self, network, restart):
         return network if self.ensemble else network.select(restart)
 
-    def _set_fitted(self, network, history, restart, rows, X):
-        super()._set_fitted(network, history, restart, rows, X)
-        self._trained_weights = copy.deepcopy(self.weights)
-        self.cluster_centers_, shares = cluster_means(rows, self.labels_, self.n_clusters_)
+    def _attributes(self, network, history, restart, rows, X):
+        fitted = super()._attributes(network, history, restart, rows, X)
+        n_clusters = self.n_clusters
+        centers, shares = cluster_means(rows, fitted["labels_"], n_clusters)
         if not isinstance(self.weights, str):
-            self.weights_ = np.array(self.weights, dtype=np.float64)
-        elif self._arguments["n_outputs"] > self.n_clusters_:
-            self.weights_ = shares
-        else:
-            self.weights_ = np.full(self.n_clusters_, 1 / self.n_clusters_)
+            shares = np.array(self.weights, dtype=np.float64)
+        elif fitted["_arguments"]["n_outputs"] == n_clusters:
+            shares = np.full(n_clusters, 1 / n_clusters)
+        return {
+            **fitted,
+            "cluster_centers_": centers,
+            "weights_": shares,
+            "_trained_weights": copy.deepcopy(self.weights),
+        }
 
-    def _concerns(self, history):
-        yield from super()._concerns(history)
+    def _concerns(self, history, rows):
+        yield from super()._concerns(history, rows)
         confidence = self.history_.get("confidence", np.zeros(1))
         if confidence[-1] < LOST_CONFIDENCE * confidence.max():
             yield (

@@ -385,19 +385,21 @@ def test_warm_start_goes_on_from_clusters_and_encoder(curved):
 
 
 @pytest.mark.parametrize("task", ["pretrain", "clustering", "fit"])
-def test_an_interruption_in_any_stage_leaves_a_fitted_estimator(task, curved, monkeypatch):
+def test_an_interruption_in_any_stage_leaves_a_fitted_estimator(
+    task, curved, monkeypatch, press_ctrl_c
+):
     from deepmix.training import minimize
 
     def press(state):
         if (state.task, state.epoch) == (task, 2):
-            raise KeyboardInterrupt
+            press_ctrl_c()
 
     def watched(*args, callbacks=(), **options):
         return minimize(*args, callbacks=[*callbacks, press], **options)
 
     monkeypatch.setattr("deepmix.base.minimize", watched)
     X, _ = curved
-    with pytest.warns(ConvergenceWarning, match=rf"interrupted in epoch 3 of \d+ \({task}\)"):
+    with pytest.warns(ConvergenceWarning, match=rf"interrupted after 3 of \d+ epochs \({task}\)"):
         model = small_model(tol=0, clustering_max_iter=5).fit(X)
     assert not model.converged_
     assert model.n_iter_ == (3 if task == "fit" else 0)

@@ -466,9 +466,9 @@ def test_a_callback_sees_one_restart_of_an_ensemble(blobs):
     seen = []
 
     class Watched(NeuralMixtureEM):
-        def _set_fitted(self, network, history, restart, rows, X):
+        def _attributes(self, network, history, restart, rows, X):
             seen.append(self._attributes_midway(network, rows))
-            super()._set_fitted(network, history, restart, rows, X)
+            return super()._attributes(network, history, restart, rows, X)
 
     model = Watched(4, ensemble=True, n_init=3, max_iter=100, random_state=0).fit(X)
     assert model.module_.n_members == 3
@@ -698,15 +698,15 @@ def test_of_convolutional_networks_the_one_of_lowest_loss_goes_on_after_a_race(d
     assert model.history_["loss"][-1] == pytest.approx(kept.item(), rel=1e-6)
 
 
-def test_an_interruption_of_the_race_leaves_a_fitted_estimator(digits, monkeypatch):
+def test_an_interruption_of_the_race_leaves_a_fitted_estimator(digits, monkeypatch, press_ctrl_c):
     X, _ = digits
 
     def press(self, state):
-        raise KeyboardInterrupt
+        press_ctrl_c()
 
     monkeypatch.setattr("deepmix.callbacks.Progress.__call__", press)
     model = NeuralMixtureEM(4, max_iter=10, verbose=1, **{**IMAGES, "n_init": 3})
-    with pytest.warns(ConvergenceWarning, match=r"interrupted in epoch 1 of 3 \(race\)"):
+    with pytest.warns(ConvergenceWarning, match=r"interrupted after 1 of 3 epochs \(race\)"):
         model.fit(X)
     assert model.n_iter_ == 1
     np.testing.assert_array_equal(model.predict(X), model.labels_)
