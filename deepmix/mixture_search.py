@@ -32,6 +32,7 @@ from deepmix.gaussian_mixture import (
     log_joint,
     log_resp,
 )
+from deepmix.linalg import eigh
 
 # Rows that the search sees, or so many for each cluster if that is more.
 SEARCH_ROWS, SEARCH_ROWS_PER_CLUSTER = 10_000, 100
@@ -348,7 +349,7 @@ def cuts(x, resp, parameters, weight):
     owner : Tensor of shape (n_cuts,)
         The cluster that is cut.
     """
-    axes = torch.linalg.eigh(full_covariances(parameters)).eigenvectors[:, :, -N_DIRECTIONS:].mT
+    axes = eigh(full_covariances(parameters)).eigenvectors[:, :, -N_DIRECTIONS:].mT
     owner = torch.arange(len(axes), device=x.device).repeat_interleave(axes.shape[1])
     axes = axes.flatten(0, 1)
     score, middle = x @ axes.T, (parameters.means[owner] * axes).sum(dim=1)

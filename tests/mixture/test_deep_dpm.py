@@ -643,3 +643,51 @@ def test_random_shapes_never_fail(seed):
     start = int(draw.integers(1, min(n, 20) + 1))
     options = {"amortized": seed % 4 == 0, "max_iter": 300, "random_state": seed}
     check_sound(DeepDPM(start, **options), X)
+
+
+# --- Hostile use ---
+
+
+def test_a_wide_thin_cloud_of_huge_values_is_clustered():
+    X = np.random.RandomState(0).randn(20, 55) * 1e8  # fewer rows than features, a tiny prior
+    model = DeepDPM(scaling=None, amortized=False).fit(X)
+    assert np.isfinite(model.score_samples(X)).all()
+
+
+@pytest.mark.parametrize("prior", [{"prior_kappa": 1e300}, {"prior_scale": 1e-300}])
+@pytest.mark.parametrize("amortized", [True, False])
+def test_an_extreme_prior_gives_a_fit_or_an_error_in_words(amortized, prior, five):
+    model = DeepDPM(amortized=amortized, n_init=1, max_iter=3, tol=0, random_state=0, **prior)
+    if "prior_kappa" in prior:
+        with pytest.raises(FloatingPointError, match=r"not positive definite.*prior_kappa"):
+            model.fit(five[0])
+    else:
+        assert np.isfinite(model.fit(five[0]).score_samples(five[0])).all()
+
+
+@pytest.mark.parametrize("cls", [DeepDPM, AutoencoderDeepDPM])
+def test_matrices_that_no_memory_holds_are_refused_before_any_work(cls):
+    wide = np.random.default_rng(0).normal(size=(5, 10)).astype(np.float32)
+    wide = np.tile(wide, (1, 100_000))[:, :600_000]
+    model = DeepDPM() if cls is DeepDPM else cls(latent_dim=600_000, hidden_layer_sizes=(2,))
+    data = wide if cls is DeepDPM else wide[:, :10]
+    with pytest.raises(ValueError, match=r"600000 and 1 cluster.*2\.3e\+14 bytes.*'diag'.*PCA"):
+        model.fit(data)
+
+
+def test_a_machine_that_does_not_say_its_memory_is_taken_to_have_enough(monkeypatch):
+    cpu = torch.device("cpu")
+    assert 2**28 < physical_memory(cpu) < 2**50
+
+    def unknown(name):
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr("os.sysconf", unknown)
+    assert physical_memory(cpu) == UNKNOWN_MEMORY
+    monkeypatch.delattr("os.sysconf")
+    assert physical_memory(cpu) == UNKNOWN_MEMORY
+
+
+def test_the_estimate_of_memory_grows_with_clusters_and_the_square_of_features():
+    assert matrices_bytes(1, 20_000) == 80 * 20_000**2 * 8
+    assert matrices_bytes(3, 20) == 3 * matrices_bytes(1, 20)
