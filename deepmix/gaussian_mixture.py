@@ -18,6 +18,7 @@ from functools import reduce
 from operator import add
 
 import torch
+from torch import nn
 
 from deepmix.distributions import (
     GaussianStatistics,
@@ -25,6 +26,7 @@ from deepmix.distributions import (
     soft_statistics,
     squared_distances,
 )
+from deepmix.linalg import cholesky, inverse_triangle
 
 # Numbers in a piece of rows, times clusters, times features: 2 MiB in float64, so that what is
 # made of a piece stays in the cache.
@@ -141,10 +143,9 @@ def _tied_log_density(x, means, covariances):
         squared = squared_distances(x, means.flatten(0, 1)).view(len(x), -1, n_clusters)
         squared = squared / deviation[:, None].square()
     else:
-        cholesky = torch.linalg.cholesky(covariances.reshape(-1, n_features, n_features))
-        log_det = 2 * cholesky.diagonal(dim1=1, dim2=2).log().sum(dim=1)
-        identity = torch.eye(n_features, dtype=x.dtype, device=x.device).expand_as(cholesky)
-        whiten = torch.linalg.solve_triangular(cholesky, identity, upper=False).mT
+        factors = cholesky(covariances.reshape(-1, n_features, n_features))
+        log_det = 2 * factors.diagonal(dim1=1, dim2=2).log().sum(dim=1)
+        whiten = inverse_triangle(factors).mT
         squared = squared_distances(x @ whiten, means @ whiten).movedim(0, 1)
     log_density = -0.5 * (n_features * math.log(2 * math.pi) + log_det[:, None] + squared)
     return log_density.view(-1, *lead, n_clusters)
@@ -182,6 +183,64 @@ def log_resp(x, parameters):
     Tensor of shape (n, ..., K)
     """
     return log_joint(x, parameters).log_softmax(dim=-1)
+
+
+# --- Module ----------------------------------------------------------------------------
+
+
+class GaussianMixtureHead(nn.Module):
+    """A mixture in the form that its densities need: nothing is factored when it is applied.
+
+    Rows go through all at once: who walks over many of them makes batches of them. So the module
+    can be exported, with any number of rows.
+
+    Parameters
+    ----------
+    n_features, n_clusters : int
+    full : bool, default=True
+        Whether covariances are full, or else diagonal.
+
+    Attributes
+    ----------
+    log_constant : Tensor of shape (K,)
+        Log weight plus log of the density at the mean.
+    means : Tensor of shape (K, d)
+    whiten : Tensor of shape (K, d, d) or (K, d)
+        Inverse Cholesky factors, transposed; or inverse deviations.
+    exact : tuple of Tensor
+        Weights, means and covariances as they were set.
+    """
+
+    def __init__(self, n_features, n_clusters, full=True):
+        super().__init__()
+        shape = (n_features, n_features) if full else (n_features,)
+        self.register_buffer("log_constant", torch.zeros(n_clusters))
+        self.register_buffer("means", torch.zeros(n_clusters, n_features))
+        self.register_buffer("whiten", torch.zeros(n_clusters, *shape))
+
+    def set(self, weights, means, covariances):
+        """Take parameters in float64, of a covariance of each cluster and of a new K."""
+        n_features = means.shape[1]
+        if covariances.dim() == 3:
+            whiten = inverse_triangle(cholesky(covariances)).mT.contiguous()
+            log_det = whiten.diagonal(dim1=1, dim2=2).log().sum(dim=1)
+        else:
+            whiten = covariances.view(len(means), -1).expand(-1, n_features).rsqrt().contiguous()
+            log_det = whiten.log().sum(dim=1)
+        constant = weights.log() + log_det - 0.5 * n_features * math.log(2 * math.pi)
+        for name, value in (("log_constant", constant), ("means", means), ("whiten", whiten)):
+            setattr(self, name, value.to(self.means))
+        self.exact = weights, means, covariances
+
+    def log_joint(self, x):
+        """Log of weight times density: (B, d) -> (B, K)."""
+        n_clusters, n_features = self.means.shape
+        if self.whiten.dim() == 3:
+            z = (x @ self.whiten.permute(1, 0, 2).flatten(1)).view(-1, n_clusters, n_features)
+            z = z - (self.means[:, None] @ self.whiten).squeeze(1)
+        else:
+            z = (x[:, None] - self.means) * self.whiten
+        return self.log_constant - 0.5 * z.square().sum(dim=2)
 
 
 # --- M-step ----------------------------------------------------------------------------

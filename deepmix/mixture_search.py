@@ -32,6 +32,7 @@ from deepmix.gaussian_mixture import (
     log_joint,
     log_resp,
 )
+from deepmix.linalg import eigh
 
 # Rows that the search sees, or so many for each cluster if that is more.
 SEARCH_ROWS, SEARCH_ROWS_PER_CLUSTER = 10_000, 100
@@ -44,6 +45,9 @@ RACE_ITER, RACE_KEPT, RACE_MAX_ITER = 10, 4, 200
 # Cuts and merges that are combined at a time, directions of cuts, iterations that judge a cut,
 # numbers in the responsibilities of all cuts (64 MiB), nats for each row that a move must gain.
 N_MOVES, N_DIRECTIONS, CUT_ITER, CUT_NUMBERS, MIN_GAIN = 4, 2, 4, 2**23, 1e-2
+# Cuts that are tried: each is a mixture of all clusters, so that the cost of all cuts would grow
+# with the square of their number. So many are those of 16 clusters.
+MAX_CUTS = 32
 
 
 def covariance_type_for(n_samples, n_clusters, n_features):
@@ -298,8 +302,8 @@ def cut_and_merge(x, parameters, weight, **options):
     """The best mixture that has one cluster cut and two others merged, or nearly the best.
 
     Each cluster is cut through its mean, across the directions of largest variance, and each of
-    these mixtures has a few iterations. Those that gain most meet the pairs of clusters that
-    share most rows, and these successors race.
+    these mixtures has a few iterations; of many clusters those that `largest_cuts` says. Those
+    that gain most meet the pairs of clusters that share most rows, and these successors race.
 
     Parameters
     ----------
@@ -318,9 +322,9 @@ def cut_and_merge(x, parameters, weight, **options):
     """
     resp = log_resp(x, parameters).exp()
     n_clusters = resp.shape[1]
-    n_cuts = n_clusters * min(N_DIRECTIONS, x.shape[1])
+    n_cuts = min(MAX_CUTS, n_clusters * min(N_DIRECTIONS, x.shape[1]))
     some = slice(None, None, 1 + len(x) * n_cuts * n_clusters // CUT_NUMBERS)
-    start, owner = cuts(x[some], resp[some], parameters)
+    start, owner = cuts(x[some], resp[some], parameters, weight[some])
     fit = fit_gaussian_mixture(x[some], start, weight[some], max_iter=CUT_ITER, tol=0.0, **options)
     kept = fit.lower_bound.topk(min(N_MOVES, n_cuts)).indices
     cut = log_resp(x, fit.parameters.take(kept)).exp()
@@ -328,7 +332,7 @@ def cut_and_merge(x, parameters, weight, **options):
     return race(x, start if start.shape[1] else resp[:, None], weight, **options)
 
 
-def cuts(x, resp, parameters):
+def cuts(x, resp, parameters, weight):
     """Responsibilities with one cluster in two, for each cluster and each direction.
 
     Parameters
@@ -336,6 +340,7 @@ def cuts(x, resp, parameters):
     x : Tensor of shape (n, d)
     resp : Tensor of shape (n, K)
     parameters : MixtureParameters
+    weight : Tensor of shape (n,)
 
     Returns
     -------
@@ -344,14 +349,39 @@ def cuts(x, resp, parameters):
     owner : Tensor of shape (n_cuts,)
         The cluster that is cut.
     """
-    axes = torch.linalg.eigh(full_covariances(parameters)).eigenvectors[:, :, -N_DIRECTIONS:].mT
+    axes = eigh(full_covariances(parameters)).eigenvectors[:, :, -N_DIRECTIONS:].mT
     owner = torch.arange(len(axes), device=x.device).repeat_interleave(axes.shape[1])
     axes = axes.flatten(0, 1)
-    far = x @ axes.T > (parameters.means[owner] * axes).sum(dim=1)
-    half = resp[:, owner] * far
+    score, middle = x @ axes.T, (parameters.means[owner] * axes).sum(dim=1)
+    if len(owner) > MAX_CUTS:
+        tried = largest_cuts(score - middle, resp[:, owner], weight)
+        owner, score, middle = owner[tried], score[:, tried], middle[tried]
+    half = resp[:, owner] * (score > middle)
     start = resp[:, None].repeat(1, len(owner), 1)
     start[:, torch.arange(len(owner), device=x.device), owner] -= half
     return torch.cat([start, half[:, :, None]], dim=2), owner
+
+
+def largest_cuts(score, resp, weight):
+    r"""The `MAX_CUTS` cuts across most scatter: weight of the cluster times variance of its scores.
+
+    .. math:: \sum_i w_i \gamma_{ik} s_i^2
+
+    Parameters
+    ----------
+    score : Tensor of shape (n, n_cuts)
+        Of each row along the direction of a cut, from the mean of the cluster.
+    resp : Tensor of shape (n, n_cuts)
+        Of the cluster that is cut.
+    weight : Tensor of shape (n,)
+
+    Returns
+    -------
+    Tensor of shape (MAX_CUTS,)
+        In rising order.
+    """
+    scatter = weight @ (resp * score.square())
+    return scatter.topk(MAX_CUTS).indices.sort().values
 
 
 def closest_pairs(resp, weight):

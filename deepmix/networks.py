@@ -12,6 +12,8 @@ from numbers import Integral
 import torch
 from torch import nn
 
+from deepmix.linalg import inv, pinv
+
 # --- Initial weights -------------------------------------------------------------------
 
 
@@ -327,7 +329,7 @@ class ClusteringNetwork(nn.Module):
         """The paper's start (Sec. 4.1): the encoder inverts the decoder; biases are zero."""
         self.decoder_weight.copy_(centers)
         self.decoder_bias.zero_()
-        self.encoder_weight.copy_(torch.cat(list(torch.linalg.pinv(centers)), dim=1))
+        self.encoder_weight.copy_(torch.cat(list(pinv(centers)), dim=1))
         self.encoder_bias.zero_()
         return self
 
@@ -426,7 +428,7 @@ class Whitener(nn.Module):
         """Set the map to ``(z - mean) @ matrix``."""
         self.mean.copy_(mean)
         self.matrix.copy_(matrix)
-        self.inverse_matrix.copy_(torch.linalg.inv(matrix))
+        self.inverse_matrix.copy_(inv(matrix))
         return self
 
     def forward(self, z):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from deepmix.distributions import GaussianStatistics, log_evidence
+from deepmix.linalg import cholesky, eigh
 from deepmix.projection_pursuit import least_kurtosis, whitening
 
 # Numbers in the statistics of pairs that are judged at once (8 MiB).
@@ -154,7 +155,7 @@ def principal_directions(statistics, n_directions):
     nk = statistics.nk.clamp_min(1e-300)[:, None]
     mean = statistics.first / nk
     covariance = statistics.second / nk[:, :, None] - mean[:, :, None] * mean[:, None, :]
-    variance, vectors = torch.linalg.eigh(covariance)
+    variance, vectors = eigh(covariance)
     variance, vectors = variance.flip(1)[:, :n_directions], vectors.flip(2)[..., :n_directions]
     # eigh leaves the sign open, and with it which half is called the first.
     largest = vectors.abs().argmax(dim=1, keepdim=True)
@@ -367,7 +368,7 @@ def discriminant(halves, prior):
     if halves.second.dim() == 3:
         scatter = halves.second - halves.first[:, :, None] * mean[:, None, :]
         scatter = scatter.view(-1, 2, n_features, n_features).sum(dim=1) + prior.scale
-        factor = torch.linalg.cholesky(scatter)
+        factor = cholesky(scatter)
         direction = torch.cholesky_solve(difference[:, :, None], factor).squeeze(2)
     elif halves.second.dim() == 2:
         scatter = halves.second - halves.first * mean

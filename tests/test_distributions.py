@@ -339,3 +339,13 @@ def test_densities_of_simpler_covariances_are_those_of_full_ones(covariance_type
     x, means = torch.tensor(X), torch.tensor(means)
     got = gaussian_log_density(x, means, torch.tensor(covariances))
     torch.testing.assert_close(got, gaussian_log_density(x, means, torch.tensor(full)))
+
+
+@pytest.mark.parametrize("covariance_type", ["diag", "spherical"])
+def test_some_clusters_at_a_time_have_the_densities_of_all_at_once(covariance_type, monkeypatch):
+    draw = np.random.default_rng(0)
+    x, means = torch.tensor(draw.normal(size=(20, 4))), torch.tensor(draw.normal(size=(7, 4)))
+    covariances = torch.tensor(draw.random((7, 4)) if covariance_type == "diag" else draw.random(7))
+    whole = gaussian_log_density(x, means, covariances)
+    monkeypatch.setattr("deepmix.distributions.IN_CACHE", 3 * x.numel())
+    assert torch.equal(gaussian_log_density(x, means, covariances), whole)

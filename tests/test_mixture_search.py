@@ -215,7 +215,7 @@ def test_cuts_part_each_cluster_and_leave_the_others(overlapping):
     x = torch.tensor(overlapping[0])
     parameters = estimate_gaussians(x, one_hot(overlapping[1], 4), 0.01)
     resp = log_resp(x, parameters).exp()
-    start, owner = cuts(x, resp, parameters)
+    start, owner = cuts(x, resp, parameters, uniform(x))
     assert start.shape == (len(x), 8, 5)
     assert owner.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     for i, k in enumerate(owner.tolist()):
@@ -224,6 +224,36 @@ def test_cuts_part_each_cluster_and_leave_the_others(overlapping):
         torch.testing.assert_close(start[:, i, k] + start[:, i, 4], resp[:, k])
         assert (start[:, i, k] * start[:, i, 4]).max() == 0
         assert start[:, i, 4].sum() > 0.3 * resp[:, k].sum()
+
+
+def test_of_many_clusters_those_of_most_scatter_are_cut(overlapping, monkeypatch):
+    x = torch.tensor(overlapping[0])
+    parameters = estimate_gaussians(x, one_hot(overlapping[1], 4), 0.01)
+    resp, weight = log_resp(x, parameters).exp(), torch.arange(1.0, 301).double()
+    all_starts, all_owners = cuts(x, resp, parameters, weight)
+    axes = torch.linalg.eigh(parameters.covariances).eigenvectors
+    scatter = []
+    for k in range(4):
+        for axis in axes[k].T[-2:]:
+            score = (x - parameters.means[k]) @ axis
+            scatter.append(float((weight * resp[:, k] * score**2).sum()))
+    monkeypatch.setattr(mixture_search, "MAX_CUTS", 3)
+    expected = np.sort(np.argsort(scatter)[-3:])
+    starts, owners = cuts(x, resp, parameters, weight)
+    torch.testing.assert_close(starts, all_starts[:, expected])
+    assert owners.tolist() == all_owners[expected].tolist()
+
+
+@pytest.mark.parametrize("n_clusters", [17, 40])
+def test_the_number_of_cuts_does_not_grow_with_that_of_clusters(n_clusters, overlapping):
+    x = torch.tensor(overlapping[0])
+    labels = np.arange(len(x)) % n_clusters
+    parameters = estimate_gaussians(x, one_hot(labels, n_clusters), 0.01)
+    start, owner = cuts(x, log_resp(x, parameters).exp(), parameters, uniform(x))
+    assert start.shape == (len(x), mixture_search.MAX_CUTS, n_clusters + 1)
+    assert len(owner) == mixture_search.MAX_CUTS
+    moved = cut_and_merge(x, parameters, uniform(x), reg_covar=0.01)
+    assert moved.parameters.means.shape == (n_clusters, x.shape[1])
 
 
 def test_the_closest_pairs_are_those_that_share_rows():

@@ -15,13 +15,14 @@ from torch import nn
 from torch.nn.functional import leaky_relu, linear, softplus
 
 from deepmix._torch import full_precision
-from deepmix.distributions import (
-    GaussianStatistics,
-    gaussian_log_density,
-    hard_statistics,
-    mixture_log_density,
+from deepmix.distributions import GaussianStatistics, hard_statistics
+from deepmix.gaussian_mixture import (
+    GaussianMixtureHead,
+    MixtureParameters,
+    full_covariances,
+    maximize,
 )
-from deepmix.gaussian_mixture import MixtureParameters, full_covariances, maximize
+from deepmix.linalg import spectral_norm
 from deepmix.losses import squared_error
 from deepmix.networks import (
     MLP,
@@ -249,36 +250,6 @@ class TiedMixture(nn.Module):
         self.set(*(memory * a + (1 - memory) * b for a, b in zip(before, after, strict=True)))
 
 
-class FullMixture(nn.Module):
-    """The mixture that predictions are read from, covariances in full whatever their type.
-
-    Attributes
-    ----------
-    weights : Tensor of shape (K,)
-    means : Tensor of shape (K, d)
-    covariances : Tensor of shape (K, d, d)
-    exact : MixtureParameters
-        The same as they were set, in float64 and of their type.
-    """
-
-    def __init__(self, n_clusters, n_dimensions):
-        super().__init__()
-        self.register_buffer("weights", torch.full((n_clusters,), 1.0 / n_clusters))
-        self.register_buffer("means", torch.zeros(n_clusters, n_dimensions))
-        self.register_buffer("covariances", torch.eye(n_dimensions).repeat(n_clusters, 1, 1))
-
-    def set(self, parameters):
-        """Take the values of `MixtureParameters` of any type."""
-        self.weights.copy_(parameters.weights)
-        self.means.copy_(parameters.means)
-        self.covariances.copy_(full_covariances(parameters))
-        self.exact = parameters
-
-    def log_density(self, z):
-        """Of each component: (B, d) -> (B, K)."""
-        return gaussian_log_density(z, self.means, self.covariances)
-
-
 # --- Networks --------------------------------------------------------------------------
 
 
@@ -306,7 +277,7 @@ class Critic(nn.Module):
                 z = leaky_relu(z, 0.2) if self.activation == "relu" else z.tanh()
             weight = layer.weight
             if self.spectral_norm:
-                weight = weight / torch.linalg.matrix_norm(weight, 2)
+                weight = weight / spectral_norm(weight)
             z = linear(z, weight, layer.bias)
         return z
 
@@ -344,7 +315,9 @@ class DCANNetwork(nn.Module):
     whitener : Whitener
         Of the codes: makes their mean zero and their variance one on average.
     tracked : TiedMixture
-    mixture : FullMixture
+    mixture : GaussianMixtureHead
+        That predictions are read from, covariances in full whatever their type; ``exact`` are
+        its `MixtureParameters`, of their type.
     critic : Critic or None
         Of ``divergence='js'``.
     deviation : MLP or None
@@ -378,7 +351,7 @@ class DCANNetwork(nn.Module):
         )
         self.whitener = Whitener(latent_dim)
         self.tracked = TiedMixture(n_clusters, latent_dim)
-        self.mixture = FullMixture(n_clusters, latent_dim)
+        self.mixture = GaussianMixtureHead(latent_dim, n_clusters)
         self.conditional = conditional
         self.critic = self.deviation = None
         sizes = (latent_dim, *critic_hidden_layer_sizes)
@@ -412,13 +385,11 @@ class DCANNetwork(nn.Module):
 
     def resp(self, x):
         """Responsibilities: (B, n_features) -> (B, n_clusters)."""
-        log_density = self.mixture.log_density(self.encode(x))
-        return (log_density + self.mixture.weights.log()).softmax(dim=1)
+        return self.mixture.log_joint(self.encode(x)).softmax(dim=1)
 
     def log_density(self, x):
         """Of the codes of rows: (B, n_features) -> (B,)."""
-        log_density = self.mixture.log_density(self.encode(x))
-        return mixture_log_density(log_density, self.mixture.weights)
+        return torch.logsumexp(self.mixture.log_joint(self.encode(x)), dim=1)
 
     def forward(self, x):
         return self.resp(x)
@@ -426,9 +397,15 @@ class DCANNetwork(nn.Module):
     def select(self, restart):
         return self
 
+    def set_mixture(self, parameters):
+        """Let predictions be those of `MixtureParameters` of any type."""
+        covariances = full_covariances(parameters)
+        self.mixture.set(parameters.weights, parameters.means, covariances)
+        self.mixture.exact = parameters
+
     def publish(self):
         """Let predictions be those of the tracked mixture."""
-        self.mixture.set(MixtureParameters(*self.tracked.values(), "tied_spherical"))
+        self.set_mixture(MixtureParameters(*self.tracked.values(), "tied_spherical"))
 
     @torch.no_grad()
     def normalize(self, mean, variance):

@@ -24,6 +24,7 @@ from deepmix.initialization import (
     initial_centers,
     sample_rows,
 )
+from deepmix.linalg import inverse_cholesky
 from deepmix.losses import squared_error
 from deepmix.mixture.clustering_module import (
     ClusteringObjective,
@@ -612,7 +613,7 @@ class AECM(LatentMixture):
     def _start_from_mixture(self, network, codes, weight, random_state):
         """Whiten the codes by what varies within the clusters of a full-covariance mixture."""
         means, within = best_mixture(codes, self.n_clusters, random_state, weight)
-        self._start_at(network, means, torch.linalg.cholesky(torch.linalg.inv(within)))
+        self._start_at(network, means, inverse_cholesky(within))
 
     def _start_from_kmeans(self, network, codes, weight, random_state):
         centers = initial_centers(

@@ -23,9 +23,10 @@ from deepmix.initialization import (
     build_autoencoder,
     reconstruction_unit,
 )
+from deepmix.linalg import inverse_cholesky
 from deepmix.losses import squared_error
 from deepmix.mixture.deep_dpm import DeepDPM, finds_its_number, mixture_attributes
-from deepmix.mixture.dirichlet_process_mixture import DPMNetwork
+from deepmix.mixture.dirichlet_process_mixture import DPMNetwork, in_pieces
 from deepmix.networks import (
     Autoencoder,
     Standardizer,
@@ -196,7 +197,8 @@ class FeatureObjective(Objective):
             code, x_hat = code.to(x), x_hat.to(x)
             with torch.no_grad():
                 scaled = self.clustering.scaler(code)
-                labels = self.clustering.mixture.log_joint(scaled).argmax(dim=1)
+                mixture = self.clustering.mixture
+                labels = in_pieces(mixture.log_joint, mixture.means, scaled).argmax(dim=1)
             distance = center_distance(code @ self.matrix, self.centers, labels, weight)
             return {
                 "reconstruction": self.reconstruction_weight * squared_error(x, x_hat, weight),
@@ -604,6 +606,7 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
 
     def _init_network(self, rows, n_restarts, random_state, generator):
         arguments = self._network_arguments(rows.n_features)
+        self._check_memory(arguments["latent_dim"], rows.device)
         network = AutoencoderDPMNetwork(**arguments)
         parts = ("hidden_layer_sizes", "latent_dim", "encoder", "decoder")
         network.autoencoder = build_autoencoder(
@@ -686,7 +689,7 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
         within = torch.einsum("k,k...->...", weights, covariances)
         if covariances.dim() < 3:
             within = torch.diag(within.expand(width))
-        whiten = torch.linalg.cholesky(torch.linalg.inv(within))
+        whiten = inverse_cholesky(within)
         matrix = (whiten / clustering.scaler.scale.double()[:, None]).to(like)
         # At the start of the first alternation both terms are their weights, more or less.
         weights = self.reconstruction_weight / float(network.error), self.clustering_weight / width

@@ -32,6 +32,7 @@ from deepmix.initialization import (
     reconstruction_unit,
     sample_rows,
 )
+from deepmix.linalg import cholesky
 from deepmix.losses import squared_error
 from deepmix.mixture.adversarial import (
     OBJECTIVES,
@@ -497,7 +498,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         """
         check_is_fitted(self)
         labels, noise = self._draw(n_samples, self._n_features_out)
-        factors = np.linalg.cholesky(full_covariances(self._mixture()).numpy())[labels]
+        factors = cholesky(full_covariances(self._mixture())).numpy()[labels]
         codes = self.means_[labels] + np.einsum("nij,nj->ni", factors, noise)
         return self.inverse_transform(codes), labels
 
@@ -700,7 +701,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
                 reg_covar=REG_COVAR,
                 n_init=self.readout_n_init,
             )
-            network.mixture.set(fit.parameters)
+            network.set_mixture(fit.parameters)
 
     def _readout_type(self, n_rows, n_clusters, n_dimensions):
         if self.covariance_type != "auto":

@@ -8,6 +8,7 @@ training goes on. Implemented: clustering of given features, with and without th
 equations are in `deepmix.mixture.dirichlet_process_mixture`.
 """
 
+import os
 import warnings
 from functools import wraps
 from numbers import Integral, Real
@@ -20,6 +21,7 @@ from deepmix._torch import load_state, own_modes
 from deepmix.base import BaseDeepMixture, Interval, StrOptions
 from deepmix.distributions import NormalInverseWishart
 from deepmix.initialization import initial_centers, sample_rows
+from deepmix.linalg import cholesky
 from deepmix.mixture.dirichlet_process_mixture import (
     PRODUCTS,
     AmortizedObjective,
@@ -29,7 +31,7 @@ from deepmix.mixture.dirichlet_process_mixture import (
     SubclusteringNets,
 )
 from deepmix.networks import check_layer_sizes, materialize
-from deepmix.proposals import Splitter
+from deepmix.proposals import LOOK_AHEAD, Splitter
 from deepmix.scaled_rows import CHUNK, ScaledRows
 from deepmix.split_merge import PROPOSAL, Partition
 
@@ -42,6 +44,12 @@ FLOOR, SHARE, FEW_ROWS = 1e-5, 0.05, 300
 RESTARTS, RESTARTED_ROWS = 5, 500
 # A total weight of the rows that is warned of: no two clusters are likelier than one.
 LIGHT = 10.0
+
+# Matrices of full covariances that are held at once for each of the pieces into which a look ahead
+# cuts a cluster: statistics, posteriors, factors. Measured: ten to fifteen.
+MATRICES = 10
+# Memory that a machine is taken to have if it does not say (Windows does not): 64 GiB.
+UNKNOWN_MEMORY = 2**36
 
 # --- Prior -----------------------------------------------------------------------------
 
@@ -67,6 +75,37 @@ def auto_scale(n_rows, n_features):
     float
     """
     return FLOOR * n_rows + SHARE * (2 * n_features + 4) * min(1.0, FEW_ROWS / n_rows)
+
+
+# --- Memory ----------------------------------------------------------------------------
+
+
+def matrices_bytes(n_clusters, n_features):
+    """Bytes that the full covariances of a fit take at its peak, at least.
+
+    Every cluster is cut into ``2**LOOK_AHEAD`` pieces at the last, each of which has some
+    `MATRICES` matrices in float64.
+
+    Parameters
+    ----------
+    n_clusters, n_features : int
+
+    Returns
+    -------
+    int
+    """
+    return 8 * MATRICES * 2**LOOK_AHEAD * n_clusters * n_features**2
+
+
+def physical_memory(device):
+    """Bytes of memory of a device; `UNKNOWN_MEMORY` where the system does not say: int."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return UNKNOWN_MEMORY
+    return pages * size if pages > 0 and size > 0 else UNKNOWN_MEMORY
 
 
 # --- Estimator -------------------------------------------------------------------------
@@ -372,7 +411,7 @@ class DeepDPM(BaseDeepMixture):
         check_is_fitted(self)
         labels, noise = self._draw(n_samples, self.means_.shape[1])
         if self.covariances_.ndim == 3:
-            factor = np.linalg.cholesky(self.covariances_)[labels]
+            factor = cholesky(torch.tensor(self.covariances_)).numpy()[labels]
             return self.means_[labels] + np.einsum("nij,nj->ni", factor, noise), labels
         return self.means_[labels] + np.sqrt(self.covariances_)[labels] * noise, labels
 
@@ -440,7 +479,23 @@ class DeepDPM(BaseDeepMixture):
         arguments = self._network_arguments(rows.n_features)
         return {**arguments, "n_clusters": len(network.mixture.means)}
 
+    def _check_memory(self, n_features, device):
+        """Refuse full covariances of so many features that no memory holds them."""
+        if self.covariance_type != "full":
+            return
+        needed = matrices_bytes(self._n_clusters_to_begin_with(), n_features)
+        present = physical_memory(device)
+        if needed > present:
+            clusters = self._n_clusters_to_begin_with()
+            raise ValueError(
+                f"Full covariances of n_features={n_features} and {clusters} cluster(s) take about "
+                f"{needed:.3g} bytes at once; the memory of {device} has {present:.3g}. Use "
+                "covariance_type='diag' or 'spherical', reduce the features first (PCA), or learn "
+                "fewer (AutoencoderDeepDPM, latent_dim)."
+            )
+
     def _init_network(self, rows, n_restarts, random_state, generator):
+        self._check_memory(rows.n_features, rows.device)
         network = self._draw_mixture(rows.n_features, generator)
         return self._fit_scaler(network.to(rows.dtype), rows)
 

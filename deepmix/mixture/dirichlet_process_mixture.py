@@ -7,12 +7,12 @@ and `deepmix.mixture.autoencoder_deep_dpm`.
 
 from functools import partial
 
-import numpy as np
 import torch
 from torch import nn
 
 from deepmix._torch import state_to_numpy
 from deepmix.callbacks import EarlyStopping
+from deepmix.gaussian_mixture import GaussianMixtureHead
 from deepmix.networks import MLP, FeatureScaler, build_on_meta
 from deepmix.proposals import Splitter
 from deepmix.training import Objective, Phase
@@ -93,56 +93,6 @@ def in_pieces(function, means, *batches):
 
 
 # --- Network ---------------------------------------------------------------------------
-
-
-class GaussianMixtureHead(nn.Module):
-    """The mixture, in the form that its densities need.
-
-    Attributes
-    ----------
-    log_constant : Tensor of shape (K,)
-        Log weight plus log of the density at the mean.
-    means : Tensor of shape (K, d)
-    whiten : Tensor of shape (K, d, d) or (K, d)
-        Inverse Cholesky factors, transposed; or inverse deviations.
-    """
-
-    def __init__(self, n_features, n_clusters, full=True):
-        super().__init__()
-        shape = (n_features, n_features) if full else (n_features,)
-        self.register_buffer("log_constant", torch.zeros(n_clusters))
-        self.register_buffer("means", torch.zeros(n_clusters, n_features))
-        self.register_buffer("whiten", torch.zeros(n_clusters, *shape))
-
-    def set(self, weights, means, covariances):
-        """Take parameters in float64, of any covariance type and of a new K."""
-        n_features = means.shape[1]
-        if covariances.dim() == 3:
-            factor = torch.linalg.cholesky(covariances)
-            identity = torch.eye(n_features, dtype=factor.dtype, device=factor.device)
-            whiten = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
-            whiten = whiten.mT.contiguous()
-            log_det = whiten.diagonal(dim1=1, dim2=2).log().sum(dim=1)
-        else:
-            whiten = covariances.view(len(means), -1).expand(-1, n_features).rsqrt().contiguous()
-            log_det = whiten.log().sum(dim=1)
-        constant = weights.log() + log_det - 0.5 * n_features * np.log(2 * np.pi)
-        for name, value in (("log_constant", constant), ("means", means), ("whiten", whiten)):
-            setattr(self, name, value.to(self.means))
-        self.exact = weights, means, covariances
-
-    def log_joint(self, x):
-        """Log of weight times density: (B, d) -> (B, K)."""
-        return in_pieces(self._log_joint, self.means, x)
-
-    def _log_joint(self, x):
-        n_clusters, n_features = self.means.shape
-        if self.whiten.dim() == 3:
-            z = (x @ self.whiten.permute(1, 0, 2).flatten(1)).view(-1, n_clusters, n_features)
-            z = z - (self.means[:, None] @ self.whiten).squeeze(1)
-        else:
-            z = (x[:, None] - self.means) * self.whiten
-        return self.log_constant - 0.5 * z.square().sum(dim=2)
 
 
 class DPMNetwork(nn.Module):
@@ -417,7 +367,9 @@ class AmortizedObjective(PartitionObjective):
     def prepare(self, batch):
         """Scaled rows beside their targets, for several batches at once."""
         x = self.network.scaler(batch)
-        return torch.cat([x, self.network.mixture.log_joint(x).softmax(dim=1)], dim=1)
+        mixture = self.network.mixture
+        log_joint = in_pieces(mixture.log_joint, mixture.means, x)
+        return torch.cat([x, log_joint.softmax(dim=1)], dim=1)
 
     def phases(self):
         net, subnets = tuple(self.network.net.parameters()), tuple(self.subnets.parameters())

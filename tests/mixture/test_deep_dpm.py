@@ -17,14 +17,16 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV, KFold
 
-from deepmix import DeepDPM
+from deepmix import AutoencoderDeepDPM, DeepDPM
 from deepmix._torch import Rows
+from deepmix.gaussian_mixture import GaussianMixtureHead
+from deepmix.mixture.deep_dpm import UNKNOWN_MEMORY, matrices_bytes, physical_memory
 from deepmix.mixture.dirichlet_process_mixture import (
     DPMNetwork,
-    GaussianMixtureHead,
     PartitionObjective,
     SubclusteringNets,
     clustering_loss,
+    in_pieces,
     subclustering_loss,
 )
 from deepmix.networks import FeatureScaler, materialize
@@ -112,7 +114,7 @@ def test_pieces_of_a_batch_give_what_the_batch_gives(five, monkeypatch):
     models = [DeepDPM(3, amortized=a, max_iter=20, tol=0, random_state=0) for a in (True, False)]
     fits = [clone(model).fit(five[0]) for model in models]
     monkeypatch.setattr("deepmix.mixture.dirichlet_process_mixture.PRODUCTS", 1)
-    torch.testing.assert_close(head.log_joint(x), whole)
+    torch.testing.assert_close(in_pieces(head.log_joint, head.means, x), whole)
     for model, fit in zip(models, fits):
         np.testing.assert_allclose(model.fit(five[0]).means_, fit.means_, rtol=1e-4, atol=1e-6)
         np.testing.assert_array_equal(model.labels_, fit.labels_)
@@ -643,3 +645,52 @@ def test_random_shapes_never_fail(seed):
     start = int(draw.integers(1, min(n, 20) + 1))
     options = {"amortized": seed % 4 == 0, "max_iter": 300, "random_state": seed}
     check_sound(DeepDPM(start, **options), X)
+
+
+# --- Hostile use ---
+
+
+def test_a_wide_thin_cloud_of_huge_values_is_clustered():
+    X = np.random.RandomState(0).randn(20, 55) * 1e8  # fewer rows than features, a tiny prior
+    model = DeepDPM(scaling=None, amortized=False).fit(X)
+    assert np.isfinite(model.score_samples(X)).all()
+
+
+@pytest.mark.parametrize("prior", [{"prior_kappa": 1e300}, {"prior_scale": 1e-300}])
+@pytest.mark.parametrize("amortized", [True, False])
+def test_an_extreme_prior_gives_a_fit_or_an_error_in_words(amortized, prior, five):
+    model = DeepDPM(amortized=amortized, n_init=1, max_iter=3, tol=0, random_state=0, **prior)
+    if "prior_kappa" in prior:
+        with pytest.raises(FloatingPointError, match=r"not positive definite.*prior_kappa"):
+            model.fit(five[0])
+    else:
+        assert np.isfinite(model.fit(five[0]).score_samples(five[0])).all()
+
+
+@pytest.mark.parametrize("cls", [DeepDPM, AutoencoderDeepDPM])
+def test_matrices_that_no_memory_holds_are_refused_before_any_work(cls):
+    X = np.random.default_rng(0).normal(size=(5, 10)).astype(np.float32)
+    if cls is DeepDPM:
+        model, X = cls(), np.tile(X, (1, 60_000))
+    else:
+        model = cls(latent_dim=600_000, hidden_layer_sizes=(2,))
+    with pytest.raises(ValueError, match=r"600000 and 1 cluster.*2\.3e\+14 bytes.*'diag'.*PCA"):
+        model.fit(X)
+
+
+def test_a_machine_that_does_not_say_its_memory_is_taken_to_have_enough(monkeypatch):
+    cpu = torch.device("cpu")
+    assert 2**28 < physical_memory(cpu) < 2**50
+
+    def unknown(name):
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr("os.sysconf", unknown)
+    assert physical_memory(cpu) == UNKNOWN_MEMORY
+    monkeypatch.delattr("os.sysconf")
+    assert physical_memory(cpu) == UNKNOWN_MEMORY
+
+
+def test_the_estimate_of_memory_grows_with_clusters_and_the_square_of_features():
+    assert matrices_bytes(1, 20_000) == 80 * 20_000**2 * 8
+    assert matrices_bytes(3, 20) == 3 * matrices_bytes(1, 20)
