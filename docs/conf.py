@@ -59,7 +59,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "auto_examples",
     "filename_pattern": r"plot_",
     "download_all_examples": False,
-    "write_computation_times": False,  # the page would load scripts from other hosts
+    "write_computation_times": False,  # its page would load scripts from other hosts
     "min_reported_time": 0,
     "show_memory": False,
     "show_signature": False,
@@ -83,7 +83,9 @@ html_title = "deepmix"
 html_static_path = ["_static", str(mathjax_files)]
 html_css_files = ["deepmix.css"]
 html_show_sourcelink = False
-html_sidebars = {"index": [], "install": [], "notation": [], "benchmarks": [], "changelog": []}
+html_sidebars = {
+    page: [] for page in ("index", "install", "user_guide", "notation", "benchmarks", "changelog")
+}
 html_theme_options = {
     "show_prev_next": False,
     "navbar_align": "left",
