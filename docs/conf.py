@@ -1,7 +1,11 @@
-"""Configuration of the documentation: ``make docs``. A build needs no network."""
+"""Configuration of the documentation: ``make docs``.
+
+Neither a build nor its pages need a network.
+"""
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -55,6 +59,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "auto_examples",
     "filename_pattern": r"plot_",
     "download_all_examples": False,
+    "write_computation_times": False,  # its page would load scripts from other hosts
     "min_reported_time": 0,
     "show_memory": False,
     "show_signature": False,
@@ -63,14 +68,24 @@ sphinx_gallery_conf = {
     "matplotlib_animations": False,
 }
 
+# --- Equations -------------------------------------------------------------------------
+
+# MathJax comes with the pages, since its usual host is out of reach behind many firewalls. Of the
+# package "sphinx-mathjax-offline" only the files are used, MathJax 3.2.2 as it was published: as
+# an extension it copies them too, but it does not say that Sphinx may run it in parallel.
+mathjax_files = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static"
+mathjax_path = "mathjax/tex-chtml.js"
+
 # --- HTML ------------------------------------------------------------------------------
 
 html_theme = "pydata_sphinx_theme"
 html_title = "deepmix"
-html_static_path = ["_static"]
+html_static_path = ["_static", str(mathjax_files)]
 html_css_files = ["deepmix.css"]
 html_show_sourcelink = False
-html_sidebars = {"index": [], "install": [], "notation": [], "benchmarks": [], "changelog": []}
+html_sidebars = {
+    page: [] for page in ("index", "install", "user_guide", "notation", "benchmarks", "changelog")
+}
 html_theme_options = {
     "show_prev_next": False,
     "navbar_align": "left",

@@ -165,8 +165,8 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     encoder, decoder : callable, torch.nn.Module or None, default=None
         Networks to use instead of ``hidden_layer_sizes``: a callable ``(n_in, n_out) ->
         nn.Module``, or a module, which is copied with its weights and never trained in place.
-        Dropout layers draw from the fit's own generator; what a network draws by functions of
-        torch, such as ``torch.nn.functional.dropout``, ``random_state`` does not determine.
+        ``nn.Dropout`` in them draws from the fit's generator; other random layers, and dropout that
+        is called as a function, draw from torch's global one.
     pretrain_max_iter : int or 'auto', default='auto'
         Epochs of the autoencoder alone, at most; 'auto' makes 2400 steps of them, but no fewer
         than 15 epochs and no more than 150. Without any the game starts from random codes, and

@@ -95,11 +95,13 @@ def lines_of_table(content, where):
     table, constant = split_constants(join_deviations(content))
     facts = "; ".join(f"{_head(name)}: {value}" for name, value in constant.items())
     lines = [f"``{where}``. " + (f"In every row: {facts}." if facts else ""), ""]
-    lines += [".. list-table::", "   :header-rows: 1", "   :class: benchmark", ""]
     rows, before = table.to_numpy().tolist(), None
+    classes = "benchmark"
     if table.columns[0] == "dataset":
+        classes += " by-dataset"
         for row in rows:  # the name of a data set once
             row[0], before = ("" if row[0] == before else row[0]), row[0]
+    lines += [".. list-table::", "   :header-rows: 1", f"   :class: {classes}", ""]
     for row in [[_head(name) for name in table.columns], *rows]:
         cells = [_escape(cell) for cell in row]
         lines += [f"   {'  -' if i else '* -'} {cell}" for i, cell in enumerate(cells)]
