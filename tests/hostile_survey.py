@@ -22,7 +22,7 @@ def survey(classes, seeds, seconds=float("inf")):
     -------
     outcomes : Counter of (name of the estimator, outcome)
     durations : list of (seconds, Case)
-    found : dict of (estimator, kind, place) to list of (seed, Case, Fault)
+    found : dict of (kind, place) to list of (seed, Case, Fault)
     """
     outcomes, durations = collections.Counter(), []
     found = collections.defaultdict(list)
@@ -37,7 +37,7 @@ def survey(classes, seeds, seconds=float("inf")):
             durations.append((time.perf_counter() - start, seed, case))
             outcomes[cls.__name__, outcome] += 1
             for fault in faults:
-                found[(cls.__name__, *fault.key)].append((seed, case, fault))
+                found[fault.key].append((seed, case, fault))
     return outcomes, durations, found
 
 
@@ -54,12 +54,14 @@ def report(outcomes, durations, found, simplify):
     for (name, outcome), count in sorted(outcomes.items()):
         print(f"  {name:20} {outcome:8} {count}")
     print("\nFaults:")
-    for (name, *key), cases in sorted(found.items(), key=lambda item: -len(item[1])):
+    for key, cases in sorted(found.items(), key=lambda item: -len(item[1])):
+        names = collections.Counter(case.cls.__name__ for _, case, _ in cases)
         seed, case, fault = cases[0]
-        print(f"\n{len(cases):4}x {name}: {fault.kind} in {fault.where or 'the result'}")
+        print(f"\n{len(cases):4}x {fault.kind} in {fault.where or 'the result'}")
+        print(f"      {', '.join(f'{name} {count}' for name, count in names.most_common())}")
         print(f"      {fault.detail}")
-        print(f"      seeds {', '.join(str(seed) for seed, *_ in cases[:6])}")
-        print(f"      {simplified(case, tuple(key)) if simplify else case}")
+        print(f"      {case.cls.__name__}, seed {seed}", flush=True)
+        print(f"      {simplified(case, key) if simplify else case}", flush=True)
     print("\nSlowest:")
     for seconds, seed, case in sorted(durations, key=lambda item: -item[0])[:5]:
         print(f"  {seconds:.2f} s  seed {seed}: {case}")

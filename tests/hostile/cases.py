@@ -60,8 +60,8 @@ class Case:
 
 
 def draw_case(cls, seed):
-    """The case of this estimator that a seed stands for."""
-    rng = np.random.default_rng(seed)
+    """The case of this estimator that a seed stands for: other data for each estimator."""
+    rng = np.random.default_rng([seed, ESTIMATORS.index(cls)])
     data = draw_data(rng)
     weights = draw_weights(rng)
     return Case(cls, draw_parameters(cls, rng, data), data, weights)

@@ -130,7 +130,7 @@ def plain(X):
     if X.dtype.kind not in "fiub" or X.dtype.itemsize > 8 or not X.dtype.isnative:
         X = X.astype(np.float64)
     X = X.astype(np.float32) if X.dtype == np.float16 else X
-    return np.ascontiguousarray(X)
+    return X.copy(order="C")  # one row with strange strides is contiguous, too
 
 
 def long_indices(X):
@@ -233,15 +233,20 @@ CONTAINERS = {
     "tensor with gradient": lambda X: tensor(X).to(torch.float64).requires_grad_(),
     "tensor bfloat16": lambda X: tensor(X).to(torch.bfloat16),
     "tensor float16": lambda X: tensor(X).to(torch.float16),
-    "tensor sparse": lambda X: tensor(X).to_sparse(),
+    "tensor sparse": lambda X: tensor(signed(X)).to_sparse(),
     "tensor csr": lambda X: torch.sparse_csr_tensor(
         *(torch.tensor(part) for part in csr_parts(X)), size=X.shape
     ),
 }
 
 
+def signed(X):
+    """Torch makes no sparse tensor of unsigned integers dense."""
+    return X.astype(np.int64) if X.dtype.kind == "u" else X
+
+
 def csr_parts(X):
-    X = sp.csr_array(plain(X))
+    X = sp.csr_array(plain(signed(X)))
     return X.indptr.astype(np.int64), X.indices.astype(np.int64), X.data
 
 
@@ -400,7 +405,7 @@ def fingerprint(values):
         elif values.layout is torch.sparse_coo:
             parts = values._indices(), values._values()
         else:
-            content = values.detach().reshape(-1).clone().view(torch.uint8).numpy().tobytes()
+            content = repr(values.tolist())
             return [content, values.dtype, values.stride(), values.requires_grad, values.grad]
         return [fingerprint(part) for part in parts]
     if isinstance(values, pd.DataFrame):

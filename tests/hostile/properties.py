@@ -160,10 +160,8 @@ def fitted_values(model):
 
 def is_finite(array):
     if array.dtype.names:  # proposals: the logarithm of a ratio of zero is what it should be
-        parts = [array[name] for name in array.dtype.names]
-        return all(
-            is_finite(np.where(part == -np.inf, 0, part)) for part in parts if part.dtype != "U"
-        )
+        numbers = [array[name] for name in array.dtype.names if array[name].dtype.kind == "f"]
+        return all(is_finite(np.where(part == -np.inf, 0.0, part)) for part in numbers)
     return array.dtype.kind not in "fc" or bool(np.isfinite(array).all())
 
 
