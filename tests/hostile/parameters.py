@@ -153,7 +153,8 @@ LENGTHS = {
     "split_merge_every": (3, 1, 2, 6),
     "freeze": (0, 1, 3),
 }
-SIZES = {"n_clusters": 8, "n_clusters_init": 8, "latent_dim": 6}
+# A critic draws as much noise as a batch may have rows.
+SIZES = {"n_clusters": 8, "n_clusters_init": 8, "latent_dim": 6, "batch_size": 10_000}
 LAYER_SIZES = [(4,), (4,), (), (3, 2), [5], (1,), Made("np.array([4, 3])"), (6, 6, 6)]
 BAD_LAYER_SIZES = [(0,), (2.5,), (-1,), ("4",), [[4]], Made("np.array([4.0])"), (None,)]
 
@@ -311,7 +312,7 @@ def integer(rng, interval, name):
         return lengths[min(int(rng.geometric(0.6)), len(lengths)) - 1]
     high = SIZES.get(name)
     values = [low, low + 1, low + 2, 3, 4, 8, Made("np.int64(2)")]
-    values = values if high else [*values, 20, 100, 10**9]
+    values = [*values, 20, 100, high or 10**9]
     return pick(rng, [v for v in values if isinstance(v, Made) or v <= (high or v)])
 
 
