@@ -97,6 +97,8 @@ def listening(heard):
             if not code.co_filename.endswith("warnings.py") and code.co_filename != __file__:
                 frames.insert(0, (code.co_filename, frame.f_lineno, code.co_name))
             frame = frame.f_back
+        if not any(path.startswith((PACKAGE, SKLEARN)) for path, *_ in frames):
+            return  # of making the case
         path, line, _ = frames[-1]
         worded = path.startswith((PACKAGE, SKLEARN)) and line in own_words(path)[1]
         if not worded or issubclass(category, RuntimeWarning):
@@ -243,11 +245,13 @@ def refit_faults(model, fresh, X, weight):
 
 
 def outcome_and_faults(case):
-    """Fit a case and look at everything: ('fitted' or 'refused', list of `Fault`)."""
-    model, X = case.estimator(), case.data.make()
-    weight = None if case.weights is None else case.weights.make(case.data.n)
+    """Fit a case and look at everything: 'fitted', 'refused' or 'failed', and list of `Fault`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, X = case.estimator(), case.data.make()
+        weight = None if case.weights is None else case.weights.make(case.data.n)
+        fresh = clone(model)
     n, faults = case.data.n, []
-    fresh = clone(model)
     given = fingerprint(X), fingerprint(weight), parameter_states(model)
     printed = io.StringIO()
     with listening(faults), contextlib.redirect_stdout(printed):
@@ -256,8 +260,8 @@ def outcome_and_faults(case):
         try:
             model.fit(X, sample_weight=weight)
         except Exception as error:
-            outcome = "refused"
             faults.append(error_fault(error, "fit"))
+            outcome = "refused" if faults[-1] is None else "failed"
         if outcome == "fitted":
             faults.extend(later_faults(model, fresh, X, n, weight))
         after = global_states()
