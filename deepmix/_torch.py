@@ -177,7 +177,9 @@ def to_host(X):
     if not isinstance(X, torch.Tensor):
         return X
     X = X.detach()
-    X = X if X.layout is torch.strided else X.to_dense()
+    if X.layout is not torch.strided:
+        integers = not X.is_floating_point() and not X.is_complex()  # some cannot be made dense
+        X = (X.to(torch.int64) if integers else X).to_dense()
     if X.dtype in (torch.bfloat16, torch.float16):
         X = X.float()
     return X.cpu().numpy()

@@ -261,14 +261,15 @@ class BaseDeepMixture(
             "converged_": history.converged,
             "device_": str(rows.device),
             "_optimizer_state": None,  # partial_fit keeps one
-            "_batches_seen": math.inf,  # which partial_fit counts
+            "_batches_seen": 2,  # or more, which partial_fit counts
         }
         return {**fitted, "labels_": self._labels(X, fitted["_state"], fitted["_arguments"])}
 
     def _set_fitted(self, fitted, interruption):
         """Take all attributes at once: an estimator is never half of one fit, half of another."""
-        for name, value in fitted.items():
-            if name.endswith("_") and not _is_finite(value):
+        state = {f"_state[{name!r}]": value for name, value in fitted["_state"].items()}
+        for name, value in {**fitted, **state}.items():
+            if not _is_finite(value):
                 raise FloatingPointError(
                     f"The fit ended with values in {name} that are not finite. X spans more than "
                     "its dtype can hold, or training has diverged: rescale X (StandardScaler), set "
@@ -455,14 +456,15 @@ class BaseDeepMixture(
             check_is_fitted(self)
         X = to_host(X)
         _refuse_what_is_no_table(X)
-        return validate_data(
-            self,
-            X,
-            reset=reset,
-            accept_sparse="csr",
-            dtype=list(NATIVE_DTYPES),
-            order="C",
-        )
+        with np.errstate(invalid="ignore"):  # its sum of infinities of both signs, which it refuses
+            return validate_data(
+                self,
+                X,
+                reset=reset,
+                accept_sparse="csr",
+                dtype=list(NATIVE_DTYPES),
+                order="C",
+            )
 
     def _check_parameters(self):
         """Refuse parameters that do not go together; subclasses add theirs."""
@@ -563,10 +565,9 @@ class BaseDeepMixture(
 
 
 def _is_finite(value):
-    """Whether a fitted attribute holds no NaN and no infinity; what is no array of floats is."""
-    return not (isinstance(value, np.ndarray) and value.dtype.kind == "f") or bool(
-        np.all(np.isfinite(value))
-    )
+    """Whether a fitted number or array of numbers is finite; whatever else an attribute is, is."""
+    is_number = isinstance(value, (np.ndarray, np.floating, float))
+    return not is_number or np.result_type(value).kind != "f" or bool(np.all(np.isfinite(value)))
 
 
 def _some_y(y, X):

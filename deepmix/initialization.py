@@ -80,9 +80,15 @@ def initial_centers(init, X, n_clusters, random_state, sample_weight=None, n_ini
     if not isinstance(init, str):
         return check_centers(init, n_clusters, X.shape[1])
     X, sample_weight = canonical_order(X, sample_weight)
-    if init == "k-means++":
-        return _plus_plus(X, n_clusters, random_state, sample_weight)
-    runs = [_lloyd(X, n_clusters, random_state, sample_weight) for _ in range(n_init)]
+    if not np.all(np.isfinite(X)):
+        raise FloatingPointError(
+            "The rows that clusters are started from are not finite: training before has diverged. "
+            "Lower learning_rate_init, set max_grad_norm, or standardise the data."
+        )
+    with np.errstate(over="ignore", invalid="ignore"):  # of squares; what comes of it is looked at
+        if init == "k-means++":
+            return _plus_plus(X, n_clusters, random_state, sample_weight)
+        runs = [_lloyd(X, n_clusters, random_state, sample_weight) for _ in range(n_init)]
     return runs[first_best([run.inertia_ for run in runs])].cluster_centers_
 
 

@@ -11,8 +11,11 @@ from numbers import Integral
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from deepmix.linalg import inv, pinv
+
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 # --- Initial weights -------------------------------------------------------------------
 
@@ -35,8 +38,8 @@ def init_weights(module, generator, scheme="glorot"):
         weight, rest = own.get("weight"), set(own) - {"weight", "bias"}
         if weight is not None and weight.dim() >= 2 and not rest:
             _init_layer(weight, own.get("bias"), generator, scheme)
-        elif hasattr(layer, "reset_parameters") and all(p.dim() < 2 for p in own.values()):
-            layer.reset_parameters()  # normalisation layers: constants, no draw
+        elif _is_constant_at_first(layer, own):
+            layer.reset_parameters()
         elif own:
             raise ValueError(
                 f"{type(layer).__name__} has parameters {sorted(own)} that a network built by a "
@@ -44,6 +47,16 @@ def init_weights(module, generator, scheme="glorot"):
                 "known. Pass an nn.Module instance instead; its weights are kept."
             )
     return module
+
+
+def _is_constant_at_first(layer, own):
+    """Whether a layer can begin anew without a draw: normalisation layers can.
+
+    Not one whose weight is computed from others, as `torch.nn.utils.parametrizations` do: it would
+    draw that weight from torch's global generator.
+    """
+    vectors = all(parameter.dim() < 2 for parameter in own.values())
+    return vectors and hasattr(layer, "reset_parameters") and not is_parametrized(layer)
 
 
 def _init_layer(weight, bias, generator, scheme):
@@ -539,6 +552,11 @@ def check_layer_sizes(sizes, name="hidden_layer_sizes"):
 
 def check_shapes(module, n_in, n_out, name):
     """Raise ValueError unless ``module`` maps a batch (2, n_in) to (2, n_out)."""
+    if any(isinstance(m, BATCH_NORM) and not m.track_running_stats for m in module.modules()):
+        raise ValueError(
+            f"{name} has batch normalisation without running statistics: what it makes of a row "
+            "depends on the other rows. Leave track_running_stats=True, or use nn.LayerNorm."
+        )
     # In the dtype of its weights, which is the one that it will be used in.
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     found = _call(module, n_in, name, dtype=dtype)
@@ -618,4 +636,4 @@ def seed_dropout(module, generator):
 
 def needs_several_rows(module):
     """Whether a network has layers that a batch of one row has no statistics for."""
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+    return any(isinstance(m, BATCH_NORM) for m in module.modules())

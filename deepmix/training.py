@@ -369,8 +369,8 @@ class _OptimizerFactory:
         options = {"fused": True} if device in ("cpu", "cuda") else {"foreach": True}
         options |= {"lr": rate, "weight_decay": self.weight_decay}
         if self.solver == "sgd":
-            return torch.optim.SGD(phase.parameters, momentum=self.momentum or 0.0, **options)
-        betas = (0.9 if self.momentum is None else self.momentum, 0.999)
+            return torch.optim.SGD(phase.parameters, momentum=float(self.momentum or 0), **options)
+        betas = (0.9 if self.momentum is None else float(self.momentum), 0.999)
         return torch.optim.Adam(phase.parameters, eps=self.epsilon, betas=betas, **options)
 
 

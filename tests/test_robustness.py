@@ -9,7 +9,6 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
-import joblib
 import numpy as np
 import pytest
 import torch
@@ -30,14 +29,22 @@ from deepmix import (
 )
 from deepmix._torch import THREADED_WORK, threads_for
 
-# Two seconds of training are more than these tests need.
-QUICK = {DeepDPM: {"max_iter": 12, "split_merge_every": 20, "freeze": 5}}
+# A second of training is more than these tests need.
+PRETRAINED = {"pretrain_max_iter": 4, "max_iter": 4}
+QUICK = {
+    ClusteringModule: {"max_iter": 6},
+    AECM: PRETRAINED,
+    DCAN: PRETRAINED,
+    NeuralMixtureEM: {"max_iter": 10},
+    DeepDPM: {"max_iter": 8, "split_merge_every": 20, "freeze": 5},
+    AutoencoderDeepDPM: {**PRETRAINED, "clustering_max_iter": 6},
+}
 
 
 @pytest.fixture
 def small(small):
-    """The estimators of the other tests, all of which train in a fraction of a second."""
-    return lambda cls, *args, **options: small(cls, *args, **{**QUICK.get(cls, {}), **options})
+    """The estimators of the other tests, trained for a few epochs."""
+    return lambda cls, *args, **options: small(cls, *args, **{**QUICK[cls], **options})
 
 
 FINDS_NUMBER = (DeepDPM, AutoencoderDeepDPM)
@@ -102,7 +109,7 @@ def test_amortized_and_em_find_the_same_number_in_any_mode(mode, blobs, small):
 
 
 @pytest.mark.parametrize("cls", AUTOENCODERS)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["autocast", "default dtype float64"])
 def test_a_network_of_the_user_is_the_same_in_any_mode(mode, cls, blobs, small):
     X, _ = blobs
 
@@ -205,7 +212,7 @@ def test_a_fit_of_a_large_network_has_the_users_threads(blobs, monkeypatch):
 # --- Sample weights ---
 
 RELATIVE = [ClusteringModule, AECM, NeuralMixtureEM, DCAN]
-CONSTANTS = [1 / 300, 0.1, 0.3, 0.9, 3.0, 1e6, 1e9, 1e-46]
+CONSTANTS = [1 / 300, 0.1, 0.9, 3.0, 1e6, 1e9, 1e-46]
 
 
 @pytest.mark.parametrize("cls", RELATIVE)
@@ -246,7 +253,7 @@ def test_weights_that_underflow_are_what_is_refused(cls, blobs, small):
 # --- Memory that torch cannot use as it is ---
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
 def test_one_row_of_a_reversed_array_is_a_row(dtype, estimator_class, blobs, small):
     X = (10 * blobs[0] + 100).clip(0, 255).astype(dtype)
     model = small(estimator_class).fit(X)
@@ -306,19 +313,16 @@ def test_an_encoder_of_another_dtype_is_converted(dtype, cls, blobs, small):
     assert model.transform(blobs[0]).shape == (240, 2)
 
 
-DROPOUTS = [nn.Dropout(0.2), nn.AlphaDropout(0.2), nn.FeatureAlphaDropout(0.2), nn.Dropout1d(0.2)]
-
-
-@pytest.mark.parametrize("dropout", DROPOUTS, ids=lambda layer: type(layer).__name__)
 @pytest.mark.parametrize("as_module", [False, True])
 @pytest.mark.parametrize("cls", AUTOENCODERS)
 def test_dropout_draws_from_the_generator_of_the_fit(
-    cls, as_module, dropout, blobs, small, global_random_states
+    cls, as_module, blobs, small, global_random_states
 ):
     X, _ = blobs
+    dropouts = (nn.Dropout(0.2), nn.AlphaDropout(0.2), nn.FeatureAlphaDropout(0.2))
 
     def build(n_in, n_out):
-        return nn.Sequential(nn.Linear(n_in, 8), dropout, nn.ReLU(), nn.Linear(8, n_out))
+        return nn.Sequential(nn.Linear(n_in, 8), *dropouts, nn.ReLU(), nn.Linear(8, n_out))
 
     with torch.random.fork_rng():
         encoder = build(3, 3) if as_module else build
@@ -469,12 +473,11 @@ def test_a_fitted_state_of_another_network_is_refused(estimator_class, blobs, sm
 # --- Far rows ---
 
 
-@pytest.mark.parametrize("value", [-9999.0, -99999.0])
-def test_one_bad_row_is_left_out(value, estimator_class, blobs, small):
+def test_one_bad_row_is_left_out(estimator_class, blobs, small):
     X, y = blobs
-    plain = small(estimator_class).fit(X)
+    plain = small(estimator_class, max_iter=15).fit(X)
     with pytest.warns(UserWarning, match=r"1 of 241 rows \(the first is row 240\) have \d+%"):
-        model = small(estimator_class).fit(np.vstack([X, np.full((1, 3), value)]))
+        model = small(estimator_class, max_iter=15).fit(np.vstack([X, np.full((1, 3), -9999.0)]))
     assert adjusted_rand_score(y, plain.labels_) > 0.9
     np.testing.assert_array_equal(model.labels_[:240], plain.labels_)
     assert model.labels_.shape == (241,)
@@ -571,14 +574,11 @@ def test_ctrl_c_in_a_second_restart_keeps_the_first(blobs, small, monkeypatch, p
     np.testing.assert_array_equal(model.labels_, small(AECM).fit(X).labels_)
 
 
-@pytest.mark.parametrize("fitted_before", [False, True])
 def test_a_second_ctrl_c_raises_and_leaves_the_estimator_as_it_was(
-    fitted_before, estimator_class, blobs, small, monkeypatch, press_ctrl_c
+    estimator_class, blobs, small, monkeypatch, press_ctrl_c
 ):
     X, _ = blobs
-    model = small(estimator_class)
-    if fitted_before:
-        model.fit(X)
+    model = small(estimator_class).fit(X)
     before = dict(vars(model))
 
     def press_twice():
@@ -674,12 +674,3 @@ def test_one_row_and_two_rows_are_clustered(n_samples, estimator_class, blobs, s
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = small(estimator_class, 1).fit(blobs[0][:n_samples])
     np.testing.assert_array_equal(model.labels_, np.zeros(n_samples))
-
-
-def test_models_of_other_processes_are_the_same(estimator_class, overlapping, small):
-    X, _ = overlapping
-    model = small(estimator_class)
-    labels = joblib.Parallel(2)(joblib.delayed(clone(model).fit_predict)(X) for _ in range(2))
-    # Arrays begin at other addresses there, and float32 sums end otherwise.
-    for found in labels:
-        assert adjusted_rand_score(found, model.fit(X).labels_) > 0.9

@@ -41,6 +41,9 @@ from deepmix.training import Objective, Phase
 # the least that variance counts for.
 FEW, LEAST_WEIGHT, WIDENING, LEAST_VARIANCE = 0.03, 0.1, 1e-3, 1e-6
 
+# Draws of the critic's positives in a step, at most.
+MAX_DRAWS = 2**13
+
 # --- Losses ----------------------------------------------------------------------------
 
 
@@ -572,7 +575,7 @@ class AdversarialObjective(LatentObjective):
         Their number does not depend on that of the rows, so that a row that counts twice is the
         same as two rows.
         """
-        shape = (self.settings.batch_size, z.shape[1])
+        shape = (min(self.settings.batch_size, MAX_DRAWS), z.shape[1])
         noise = torch.randn(shape, generator=self.generator, dtype=z.dtype).to(z.device)
         if self.network.conditional:
             return noise

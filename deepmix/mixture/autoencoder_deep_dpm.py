@@ -6,6 +6,7 @@ clustered by DeepDPM, and it is trained on with the codes drawn to the centres t
 turn. The last step is a clustering, so that encoder, mixture and labels belong together.
 """
 
+import math
 from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
@@ -737,7 +738,7 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
         """Of the partition of one cluster: restarts, whose codes differ, are compared above it."""
         one = torch.zeros(len(data), dtype=torch.long, device=data.weight.device)
         statistics = data.statistics(one, 1, self.covariance_type)
-        return float(log_evidence(self._prior(data), statistics)) + np.log(self.concentration)
+        return float(log_evidence(self._prior(data), statistics)) + math.log(self.concentration)
 
     # --- Hooks of the clustering -----------------------------------------------------
 

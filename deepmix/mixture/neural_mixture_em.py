@@ -46,6 +46,7 @@ DEFAULT_RESTARTS, DEFAULT_RACERS = 10, 4
 RACE = 0.3  # of the epochs, for which all restarts of a large network are trained
 LEARNING_RATE, IMAGE_LEARNING_RATE = 1e-3, 2e-4
 CONSISTENCY_SHARE = 0.2  # of the learning rate
+LEAST_GAMMA = 1e-12  # scores divided by less overflow
 LOST_CONFIDENCE = 0.8  # of the largest, below which a fit is warned of
 # With weights='learned': how far above the least cut a restart may be, and how far below that of
 # equal clusters the cut of unequal ones must be.
@@ -227,7 +228,7 @@ class NeuralMixtureEM(BaseDeepMixture):
         "consistency_learning_rate": [None, Interval(Real, 0, None, closed="neither")],
         "consistency_warm_up": [Interval(Integral, 0, None, closed="left")],
         "weights": [StrOptions({"uniform", "learned"}), "array-like"],
-        "gamma": [Interval(Real, 0, None, closed="neither")],
+        "gamma": [Interval(Real, LEAST_GAMMA, None, closed="left")],
         "n_init": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "selection": [StrOptions({"stability", "loss"})],
         "ensemble": ["boolean"],
@@ -472,7 +473,10 @@ class NeuralMixtureEM(BaseDeepMixture):
     def _check_weights(self):
         if isinstance(self.weights, str):
             return
-        weights = np.asarray(self.weights, dtype=np.float64)
+        try:
+            weights = np.asarray(self.weights, dtype=np.float64)
+        except (TypeError, ValueError):
+            weights = np.empty(0)
         if weights.shape != (self.n_clusters,) or not np.all(weights > 0):
             raise ValueError(
                 f"weights must hold n_clusters={self.n_clusters} positive shares; got "
@@ -712,7 +716,8 @@ def cluster_means(rows, labels, n_clusters):
     total = torch.zeros(n_clusters, rows.n_features + 1, dtype=torch.float64)
     for batch, index, weight in rows.batches(inference_batch_size(rows.n_features)):
         member = one_hot(labels[index], n_clusters).to(weight) * weight[:, None]
-        total += torch.cat([member.T @ batch, member.sum(dim=0)[:, None]], dim=1).double().cpu()
+        member, batch = member.cpu().double(), batch.cpu().double()
+        total += torch.cat([member.T @ batch, member.sum(dim=0)[:, None]], dim=1)
     nk = total[:, -1:]
     means = torch.where(nk > 0, total[:, :-1] / nk, rows.moments()[0])
     return means.numpy(), (nk[:, 0] / nk.sum()).numpy()
