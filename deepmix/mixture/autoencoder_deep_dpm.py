@@ -783,7 +783,8 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
                 f"{self.clustering_max_iter} epochs: splits or merges may be left. Increase "
                 "clustering_max_iter, or set tol=0 for so many epochs and nothing else."
             )
-        yield from self._concerns_of_number(rows)
+        if not history.interrupted:
+            yield from self._concerns_of_number(rows)
 
 
 def labels_of(clustering, data):

@@ -669,7 +669,8 @@ class DeepDPM(BaseDeepMixture):
                 "splits or merges may be left. Increase max_iter, or set tol=0 to train for "
                 "max_iter epochs and nothing else."
             )
-        yield from self._concerns_of_number(rows)
+        if not history.interrupted:
+            yield from self._concerns_of_number(rows)
 
     def _concerns_of_number(self, rows):
         """That one cluster was found is rarely what rows that differ say."""

@@ -351,6 +351,7 @@ def test_encoders_and_decoders_may_come_from_outside(spec, curved):
         small_model(encoder=nn.Linear(10, 3)).fit(X)
 
 
+@pytest.mark.filterwarnings("ignore:AutoencoderDeepDPM found one cluster")
 def test_weight_decay_keeps_weights_small(curved):
     X, _ = curved
 

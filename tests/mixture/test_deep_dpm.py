@@ -179,9 +179,14 @@ def test_the_number_of_gaussians_is_found_from_any_start(amortized, n_clusters_i
 
 
 @BOTH
-def test_one_gaussian_is_one_cluster(amortized):
+def test_one_gaussian_is_one_cluster_and_it_is_said_what_to_try_for_more(amortized):
     X = np.random.default_rng(4).normal(size=(1000, 3)) @ np.diag([1.0, 5.0, 0.2])
-    assert DeepDPM(4, amortized=amortized, random_state=0).fit(X).n_clusters_ == 1
+    model = DeepDPM(4, amortized=amortized, random_state=0)
+    with pytest.warns(ConvergenceWarning, match=r"found one cluster.*scaling=None.*prior_scale"):
+        model.fit(X)
+    assert model.n_clusters_ == 1
+    model.set_params(max_clusters=1, n_clusters_init=1).fit(X)  # what was asked for: no warning
+    assert model.n_clusters_ == 1
 
 
 @pytest.mark.parametrize("covariance_type", ["diag", "spherical"])
