@@ -185,7 +185,8 @@ class BaseDeepMixture(
 
     def _step_work(self, rows):
         """Multiply-adds of a step of training, for the number of threads."""
-        network = self._network_class(**self._network_arguments(rows.n_features))
+        arguments = self._network_arguments(rows.n_features)
+        network = build_on_meta(lambda: self._network_class(**arguments))  # takes no memory
         return min(self._batch_size(rows), len(rows.visited)) * state_size(network)
 
     def _check_continuation(self, rows):

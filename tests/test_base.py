@@ -487,7 +487,7 @@ def test_huge_and_tiny_values_work_in_float32(scale, estimator_class, blobs, sma
 def test_too_few_epochs_warn_with_the_remedy(estimator_class, blobs, small):
     message = r"did not converge in max_iter=2 epochs \(tol=0.0001.*Increase max_iter, raise tol"
     if estimator_class in FINDS_NUMBER:  # no n_iter_no_change: end when no proposal is left
-        message = r"did not settle in max_iter=2 epochs: .* Increase max_iter, or set tol=0"
+        message = r"did not settle in 2 epochs \(max_iter=2\): .* Increase max_iter, or set tol=0"
     few = {"max_iter": 2}
     if estimator_class is AutoencoderDeepDPM:
         few = {"max_iter": 2, "clustering_max_iter": 0}

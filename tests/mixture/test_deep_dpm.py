@@ -659,12 +659,14 @@ def test_random_shapes_never_fail(seed):
 # --- Hostile use ---
 
 
+@pytest.mark.filterwarnings("ignore:DeepDPM found one cluster")
 def test_a_wide_thin_cloud_of_huge_values_is_clustered():
     X = np.random.RandomState(0).randn(20, 55) * 1e8  # fewer rows than features, a tiny prior
     model = DeepDPM(scaling=None, amortized=False).fit(X)
     assert np.isfinite(model.score_samples(X)).all()
 
 
+@pytest.mark.filterwarnings("ignore:DeepDPM found one cluster")
 @pytest.mark.parametrize("prior", [{"prior_kappa": 1e300}, {"prior_scale": 1e-300}])
 @pytest.mark.parametrize("amortized", [True, False])
 def test_an_extreme_prior_gives_a_fit_or_an_error_in_words(amortized, prior, five):
