@@ -101,7 +101,7 @@ def large_steps(n_rounds):
 
 
 def measurements(options, device):
-    n_rounds = 1 if options.quick else 3
+    n_rounds = 3 if options.quick else 7
     yield from large_steps(n_rounds)
     yield from small_fits(n_rounds, "idle")
     with busy_loops(2):
