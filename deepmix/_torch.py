@@ -37,7 +37,7 @@ COUNTS = 1 / 16, 16
 # which has no meaning for fewer rows than the last number.
 FAR_ONE_IN, FAR_SHARE, FAR_LEAST_ROWS = 500, 0.75, 50
 # X is taken for raw counts if of so many rows this share of values is zero, the others are whole
-# numbers, and the largest is that many times their mean. Pixels have 0.5 to 0.8 zeros, and 2.
+# numbers, and the largest is that many times their mean. Of pixels it is twice.
 COUNTS_ROWS, COUNTS_ZEROS, COUNTS_TAIL = 4096, 1 / 3, 20
 
 # --- Devices, dtypes, generators -------------------------------------------------------
@@ -322,7 +322,9 @@ class Rows:
         return self._moments
 
     def far_rows(self):
-        """Rows so far from all others that units and means would be theirs.
+        """Rows so far from all others that they alone would decide the scaling of the data.
+
+        One pass over the rows, after those of `moments`.
 
         They are one in `FAR_ONE_IN` of the rows at most, and have more than `FAR_SHARE` of the
         scatter about the mean, in the units of the data or with each feature in units of its
@@ -353,20 +355,24 @@ class Rows:
         # Not all of the largest need be far: only those that the mean of the others makes so.
         rest = (squares[units].sum() - largest[units].sum()) / (n_rows - len(largest[units]))
         far = largest[units] > n_rows * FAR_SHARE / len(largest[units]) * rest
-        return self.visited[position[units][far].sort().values], float(share[units])
+        chosen = self.visited[position[units][far].sort().values]
+        weight = float(self.weight[chosen].cpu().double().sum())
+        if weight > max(1, n_rows // FAR_ONE_IN) * self.total_weight / n_rows:
+            return none, 0.0  # a row that counts many times is a cluster
+        return chosen, float(largest[units][far].sum() / squares[units].sum())
 
     def leave_out(self, index):
-        """Rows whose weight is zero from now on."""
+        """Set the weight of these rows to zero: they are not visited in training."""
         self.weight[index.to(self.weight.device)] = 0.0
         self.uniform, self._moments = False, None
         self._weigh()
 
     def look_like_counts(self):
         """Whether the values are whole numbers, many of them zero and a few very large."""
-        step = -(-self.n_samples // COUNTS_ROWS)
+        some = self.visited[:: -(-len(self.visited) // COUNTS_ROWS)]
         total = torch.zeros(2, dtype=torch.float64)  # non-zero values: their number and sum
         largest, n_values = 0.0, 0
-        for index in torch.arange(0, self.n_samples, step).split(256):
+        for index in some.split(min(256, inference_batch_size(self.n_features))):
             batch = self.take(index)
             if (batch < 0).any() or (batch != batch.round()).any():
                 return False
@@ -420,7 +426,7 @@ def refuse_bad_weights(weight):
 
 
 def relative_weights(weight):
-    """Bring sample weights of which only the ratios count near one: ndarray, or None if all do.
+    """Scale sample weights of which only the ratios count, so that their mean is near one.
 
     Equal weights are none. Others stay if their mean could be that of counts of rows, so that a row
     of weight two is a row that is there twice; if not, a power of two, which changes no digit,
@@ -433,6 +439,7 @@ def relative_weights(weight):
     Returns
     -------
     ndarray of shape (n_samples,) or None
+        None if all are equal.
     """
     positive = weight[weight > 0]
     if len(positive) == len(weight) and positive.min() == positive.max():

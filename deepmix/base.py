@@ -280,8 +280,8 @@ class BaseDeepMixture(
         if interruption.requested:
             place = interruption.place or "after the last epoch"
             warnings.warn(
-                f"Training was interrupted {place}; the estimator is fitted with the last whole "
-                "epoch.",
+                f"Training was interrupted {place}; the estimator is fitted with what its whole "
+                "epochs have made.",
                 ConvergenceWarning,
                 stacklevel=5,
             )
@@ -481,7 +481,8 @@ class BaseDeepMixture(
         rows = Rows(X, resolve_device(self.device), self._training_dtype(X), weight)
         self._check_scale(rows)
         far, share = rows.far_rows()
-        if len(far):
+        enough = len(rows.visited) - len(far) >= getattr(self, self._n_clusters_parameter)
+        if len(far) and enough:
             warnings.warn(
                 f"{len(far)} of {len(rows.visited)} rows (the first is row {int(far[0])}) have "
                 f"{share:.0%} of the scatter of X: they are left out of scaling and training, and "
@@ -499,14 +500,18 @@ class BaseDeepMixture(
                 UserWarning,
                 stacklevel=5,
             )
+        self._check_total_weight(rows)
         return rows
+
+    def _check_total_weight(self, rows):
+        """Warn of sample weights that are too small together; methods that count rows do."""
 
     def _check_scale(self, rows):
         """Refuse data that overflow, and warn of data that lose their digits."""
-        if not len(rows.visited):
+        if not len(rows.visited) or not math.isfinite(rows.total_weight):
             raise ValueError(
-                f"sample_weight has no value that {rows.dtype} holds: the largest is too close to "
-                "zero. Multiply the weights by a constant, or set dtype='float64'."
+                f"sample_weight has no value that {rows.dtype} holds: all are too close to zero, "
+                "or their sum is too large. Multiply them by a constant, or set dtype='float64'."
             )
         mean, variances = rows.moments()
         variance = float(variances.sum())
@@ -566,7 +571,7 @@ class BaseDeepMixture(
 
 
 def _is_finite(value):
-    """Whether a fitted number or array of numbers is finite; whatever else an attribute is, is."""
+    """Whether a float or an array of floats is finite; True for everything else."""
     is_number = isinstance(value, (np.ndarray, np.floating, float))
     return not is_number or np.result_type(value).kind != "f" or bool(np.all(np.isfinite(value)))
 
@@ -660,7 +665,7 @@ class OnlineMixin:
         return self
 
     def _begins_anew(self, rows):
-        """Whether a batch is so far from the scaling of the first one that this was of no use."""
+        """Whether the model should start again from a batch that its scaling does not fit."""
         if not self.scale:
             return False
         scaler = self._rebuild(torch.float64, torch.device("cpu")).scaler
@@ -668,13 +673,14 @@ class OnlineMixin:
         unit = scaler.scale.square() * rows.n_features
         spread = math.sqrt(variance.sum() / unit)
         distance = math.sqrt((mean - scaler.mean).square().sum() / unit + spread**2)
-        closer = spread < NARROW and self._batches_seen == 1
+        anew = len(rows.visited) >= self.n_clusters
+        several = anew and len(rows.visited) > 1  # one row says nothing about spread
+        closer = several and spread < NARROW and self._batches_seen == 1
         if distance <= WIDE and not closer:
             return False
-        anew = len(rows.visited) >= self.n_clusters
         warnings.warn(
-            f"This batch spreads over {spread:.2g} times the deviation of the first one, and lies "
-            f"{distance:.2g} times as far from its mean. "
+            f"This batch has {spread:.2g} times the spread of the first one, and lies "
+            f"{distance:.2g} of its deviations from its mean. "
             + (
                 "The model begins anew from it. "
                 if anew

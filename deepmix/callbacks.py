@@ -114,7 +114,8 @@ class Interruption:
     requested : bool
         Whether the fit was asked to end.
     place : str or None
-        What it was doing when it noticed.
+        How far the first stage that was cut short had come, in words for the warning; None if none
+        was.
     """
 
     def __init__(self):

@@ -15,6 +15,10 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from deepmix.linalg import inv, pinv
 
+DROPOUTS = (
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 # --- Initial weights -------------------------------------------------------------------
@@ -600,7 +604,7 @@ class SeededDropout(nn.Module):
         On the CPU.
     """
 
-    # Fixed point of the self-normalising activation, which alpha dropout sets what it drops to.
+    # What SELU tends to for very negative values: alpha dropout replaces a dropped value by it.
     ALPHA = -1.7580993408473766
 
     def __init__(self, layer, generator):
@@ -617,7 +621,7 @@ class SeededDropout(nn.Module):
         if not self.training or self.p == 0:
             return x
         shape = (*x.shape[:2], *[1] * (x.dim() - 2)) if self.by_channel else x.shape
-        kept = self.draw(shape).to(x.device) >= self.p
+        kept = (self.draw(shape) >= self.p).to(x.device)
         x = torch.where(kept, x, self.dropped)
         if not self.dropped:
             return x / (1 - self.p) if self.p < 1 else x
@@ -627,9 +631,10 @@ class SeededDropout(nn.Module):
 
 def seed_dropout(module, generator):
     """Let the dropout layers of a network draw from a generator, in place."""
-    for parent in module.modules():
-        for name, child in parent.named_children():
-            if isinstance(child, nn.modules.dropout._DropoutNd):
+    for parent in list(module.modules()):
+        # Not named_children, which names a layer that stands twice once.
+        for name, child in list(parent._modules.items()):
+            if type(child) in DROPOUTS:  # a subclass may do something else
                 setattr(parent, name, SeededDropout(child, generator))
     return module
 

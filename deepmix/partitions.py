@@ -30,8 +30,8 @@ def stability(table):
     agreement = np.ones((n_partitions, n_partitions))
     for r in range(n_partitions):
         for t in range(r):
-            shared = entropies[r] + entropies[t] - entropy(table[r, :, t].ravel())
             total = entropies[r] + entropies[t]
+            shared = total - entropy(table[r, :, t].ravel())
             # That all rows are in one cluster is no agreement: restarts collapse alike.
             agreement[r, t] = agreement[t, r] = 2 * shared / total if total > 0 else 0.0
     if n_partitions == 1:

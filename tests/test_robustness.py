@@ -319,7 +319,8 @@ def test_dropout_draws_from_the_generator_of_the_fit(
     cls, as_module, blobs, small, global_random_states
 ):
     X, _ = blobs
-    dropouts = (nn.Dropout(0.2), nn.AlphaDropout(0.2), nn.FeatureAlphaDropout(0.2))
+    twice = nn.Dropout(0.2)
+    dropouts = (twice, nn.AlphaDropout(0.2), nn.FeatureAlphaDropout(0.2), twice)
 
     def build(n_in, n_out):
         return nn.Sequential(nn.Linear(n_in, 8), *dropouts, nn.ReLU(), nn.Linear(8, n_out))
@@ -490,6 +491,23 @@ def test_a_small_far_cluster_is_no_bad_row(small):
         warnings.simplefilter("error")
         model = ClusteringModule(2, random_state=0).fit(X)
     assert adjusted_rand_score(y, model.labels_) == 1.0
+
+
+def test_a_row_that_counts_many_times_is_no_bad_row():
+    X = np.vstack([np.random.default_rng(0).normal(size=(1000, 3)), np.full((1, 3), 100.0)])
+    weight = np.r_[np.ones(1000), 300.0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = ClusteringModule(2, random_state=0).fit(X, sample_weight=weight)
+    assert model.labels_[-1] not in model.labels_[:-1]
+
+
+def test_warnings_of_data_are_in_the_name_of_the_caller(estimator_class, blobs, small):
+    X = np.vstack([blobs[0], np.full((1, 3), -9999.0)])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        small(estimator_class).fit(X)
+    assert [w.filename for w in caught if "left out" in str(w.message)] == [__file__]
 
 
 def stream(first, X, model):

@@ -42,7 +42,7 @@ FLOOR, SHARE, FEW_ROWS = 1e-5, 0.05, 300
 # n_init='auto': restarts of nets on fewer rows. On the 178 wines about half of the starts end in
 # too few clusters, on 569 rows and more none did; of five, one is very likely good.
 RESTARTS, RESTARTED_ROWS = 5, 500
-# A total weight of the rows that is warned of: no two clusters are likelier than one.
+# Total sample weight below which a fit warns: so few observations never support two clusters.
 LIGHT = 10.0
 
 # Matrices of full covariances that are held at once for each of the pieces into which a look ahead
@@ -519,8 +519,7 @@ class DeepDPM(BaseDeepMixture):
         products = min(PRODUCTS, len(rows) * n_features * max(10, self.n_clusters_init))
         return products * (n_features if self.covariance_type == "full" else 1)
 
-    def _training_rows(self, X, weight):
-        rows = super()._training_rows(X, weight)
+    def _check_total_weight(self, rows):
         n_rows = len(rows.visited)
         if rows.total_weight < min(LIGHT, n_rows / 2):
             warnings.warn(
@@ -528,9 +527,8 @@ class DeepDPM(BaseDeepMixture):
                 "more than so many rows of weight 1. Multiply the weights by the number of rows "
                 "divided by their sum if only their ratios are meant.",
                 UserWarning,
-                stacklevel=5,  # fit's caller
+                stacklevel=6,  # fit's caller
             )
-        return rows
 
     def _train(self, network, rows, generator, random_state, reports):
         data, options = ScaledRows(rows, network.scaler), {"max_iter": self.max_iter}
@@ -673,7 +671,7 @@ class DeepDPM(BaseDeepMixture):
             yield from self._concerns_of_number(rows)
 
     def _concerns_of_number(self, rows):
-        """That one cluster was found is rarely what rows that differ say."""
+        """Warn if one cluster was found in rows that differ."""
         if self.n_clusters_ > 1 or self.max_clusters == 1 or not rows.moments()[1].any():
             return
         yield (
