@@ -126,7 +126,8 @@ class BaseDeepMixture(
             with threads_for(self._step_work(rows)), Reports(self, given, _some_y(y, X)) as reports:
                 network, history, restart = self._fit_restarts(rows, random_state, reports)
                 fitted = self._attributes(network, history, restart, rows, X)
-            self._set_fitted(fitted, reports.interruption)
+            self._set_fitted(fitted)
+        self._warn_of_interruption(reports.interruption)
         for message in self._concerns(history, rows):
             warnings.warn(message, ConvergenceWarning, stacklevel=4)  # fit's caller
         return self
@@ -266,7 +267,7 @@ class BaseDeepMixture(
         }
         return {**fitted, "labels_": self._labels(X, fitted["_state"], fitted["_arguments"])}
 
-    def _set_fitted(self, fitted, interruption):
+    def _set_fitted(self, fitted):
         """Take all attributes at once: an estimator is never half of one fit, half of another."""
         state = {f"_state[{name!r}]": value for name, value in fitted["_state"].items()}
         for name, value in {**fitted, **state}.items():
@@ -277,6 +278,9 @@ class BaseDeepMixture(
                     "dtype='float64', or lower learning_rate_init."
                 )
         vars(self).update(fitted)
+
+    def _warn_of_interruption(self, interruption):
+        """Say that Ctrl-C ended training; after all is kept, for a warning may be an error."""
         if interruption.requested:
             place = interruption.place or "after the last epoch"
             warnings.warn(
@@ -641,12 +645,12 @@ class OnlineMixin:
             first = first or self._begins_anew(rows)
             random_state = check_random_state(self.random_state)
             generator = make_generator(random_state)
-            network = self._new_network(rows, 1, random_state, generator, not first)
-            objective = self._objective(network, rows)
             # The moments of Adam are part of the state: without them each call would begin with
             # steps of full length.
             resumed = None if first else self._optimizer_state
             with threads_for(self._step_work(rows)), Reports(self, given, _some_y(y, X)) as reports:
+                network = self._new_network(rows, 1, random_state, generator, not first)
+                objective = self._objective(network, rows)
                 history = self._minimize(
                     objective,
                     network,
@@ -661,7 +665,8 @@ class OnlineMixin:
                 fitted = self._attributes(network, history, 0, rows, X)
             fitted["_optimizer_state"] = [optimizer_to_numpy(o) for o in history.optimizers]
             fitted["_batches_seen"] = 1 if first else self._batches_seen + 1
-            self._set_fitted(fitted, reports.interruption)
+            self._set_fitted(fitted)
+        self._warn_of_interruption(reports.interruption)
         return self
 
     def _begins_anew(self, rows):
