@@ -6,6 +6,7 @@ come back.
 
 import ctypes
 import math
+import os
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,9 @@ BLOCK = 2**16
 # Multiply-adds of a step below which one thread does it: some milliseconds of one core. Threads
 # wait for each other after each product, on a busy machine for as long as another process runs.
 THREADED_WORK = 2**25
+
+# Memory that a machine is taken to have if it does not say (Windows does not): 64 GiB.
+UNKNOWN_MEMORY = 2**36
 
 # A mean of sample weights between these may be that of counts of rows.
 COUNTS = 1 / 16, 16
@@ -112,9 +116,20 @@ def own_modes():
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         # Only where there is need: under a device context each call of torch costs microseconds.
-        if torch.get_default_device().type != "cpu":
+        if torch.empty(0).device.type != "cpu":
             stack.enter_context(torch.device("cpu"))
         yield
+
+
+def physical_memory(device):
+    """Bytes of memory of a device; `UNKNOWN_MEMORY` where the system does not say: int."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return UNKNOWN_MEMORY
+    return pages * size if pages > 0 and size > 0 else UNKNOWN_MEMORY
 
 
 @contextmanager

@@ -114,9 +114,10 @@ class BaseDeepMixture(
 
         Notes
         -----
-        The first Ctrl-C ends training: what is kept is the last whole epoch of the best restart,
-        with a ConvergenceWarning. A second one, or one inside a search, raises KeyboardInterrupt
-        and leaves the estimator as it was.
+        The first Ctrl-C ends training at the next batch, or when the start or the search for a
+        mixture that it falls into is done: what is kept is the last whole epoch of the best
+        restart, with a ConvergenceWarning. A second one, or one inside a search, raises
+        KeyboardInterrupt and leaves the estimator as it was.
         """
         given = X
         with self._whole_or_not_at_all():
@@ -241,7 +242,7 @@ class BaseDeepMixture(
                 max_iter=max_iter,
                 callbacks=callbacks,
                 task=task,
-                buffers=network.buffers(),
+                buffers=network.buffers,
                 interruption=reports.interruption,
                 **options,
             )
@@ -263,14 +264,17 @@ class BaseDeepMixture(
             "converged_": history.converged,
             "device_": str(rows.device),
             "_optimizer_state": None,  # partial_fit keeps one
-            "_batches_seen": 2,  # or more, which partial_fit counts
+            "_batches_seen": 2,  # of a stream: as many as let no later one begin anew
         }
         return {**fitted, "labels_": self._labels(X, fitted["_state"], fitted["_arguments"])}
 
     def _set_fitted(self, fitted):
         """Take all attributes at once: an estimator is never half of one fit, half of another."""
-        state = {f"_state[{name!r}]": value for name, value in fitted["_state"].items()}
-        for name, value in {**fitted, **state}.items():
+        arguments = fitted["_arguments"]
+        network = build_on_meta(lambda: self._network_class(**arguments))
+        # Not the buffers: those of a user's network may hold infinities, as masks of attention do.
+        parameters = {name: fitted["_state"][name] for name, _ in network.named_parameters()}
+        for name, value in {**fitted, **parameters}.items():
             if not _is_finite(value):
                 raise FloatingPointError(
                     f"The fit ended with values in {name} that are not finite. X spans more than "
@@ -480,9 +484,10 @@ class BaseDeepMixture(
                 "one of the two."
             )
 
-    def _training_rows(self, X, weight):
+    def _training_rows(self, X, weight, device=None):
         """The rows to train on, checked, without those that are far from all others."""
-        rows = Rows(X, resolve_device(self.device), self._training_dtype(X), weight)
+        device = resolve_device(self.device) if device is None else device
+        rows = Rows(X, device, self._training_dtype(X), weight)
         self._check_scale(rows)
         far, share = rows.far_rows()
         enough = len(rows.visited) - len(far) >= getattr(self, self._n_clusters_parameter)
@@ -663,8 +668,12 @@ class OnlineMixin:
                     optimizers=resumed,
                 )
                 fitted = self._attributes(network, history, 0, rows, X)
-            fitted["_optimizer_state"] = [optimizer_to_numpy(o) for o in history.optimizers]
-            fitted["_batches_seen"] = 1 if first else self._batches_seen + 1
+            n_seen = 0 if first else self._batches_seen
+            if history.interrupted:  # the pass was undone
+                fitted["_optimizer_state"], fitted["_batches_seen"] = resumed, max(n_seen, 1)
+            else:
+                fitted["_optimizer_state"] = [optimizer_to_numpy(o) for o in history.optimizers]
+                fitted["_batches_seen"] = n_seen + 1
             self._set_fitted(fitted)
         self._warn_of_interruption(reports.interruption)
         return self

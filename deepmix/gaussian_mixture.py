@@ -229,7 +229,11 @@ class GaussianMixtureHead(nn.Module):
             log_det = whiten.log().sum(dim=1)
         constant = weights.log() + log_det - 0.5 * n_features * math.log(2 * math.pi)
         for name, value in (("log_constant", constant), ("means", means), ("whiten", whiten)):
-            setattr(self, name, value.to(self.means))
+            buffer, value = getattr(self, name), value.to(self.means)
+            if buffer.shape == value.shape:  # in place: others may hold it
+                buffer.copy_(value)
+            else:
+                setattr(self, name, value)
         self.exact = weights, means, covariances
 
     def log_joint(self, x):

@@ -11,10 +11,9 @@ from contextlib import contextmanager
 import torch
 
 REMEDY = (
-    "The values of the data, or a prior, are too large, too small or too nearly constant to "
-    "compute with in {dtype}. Standardise the data (scaling='standard', or StandardScaler), raise "
-    "reg_covar or prior_scale, take a prior_kappa nearer to one, or, if training has diverged, "
-    "lower learning_rate_init."
+    "The values of the data, or of a prior, are too large, too small or too nearly constant to "
+    "compute with in {dtype}. Standardise the data (StandardScaler), take parameters of the prior "
+    "nearer to their defaults, or, if training has diverged, lower learning_rate_init."
 )
 
 

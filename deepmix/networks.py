@@ -596,6 +596,8 @@ def _call(module, n_in, name, **options):
 class SeededDropout(nn.Module):
     """A dropout layer that draws from a generator instead of torch's global one.
 
+    It draws on the CPU, so that every device drops the same.
+
     Parameters
     ----------
     layer : nn.Module

@@ -192,7 +192,7 @@ def minimize(
     precision="float32",
     optimizers=None,
     task="fit",
-    buffers=(),
+    buffers=None,
     interruption=None,
 ):
     """Minimise an objective by mini-batches.
@@ -227,10 +227,12 @@ def minimize(
         `optimizer_to_numpy`. None starts anew.
     task : str
         Name of the stage, in messages.
-    buffers : iterable of Tensor
-        What steps change beside the parameters of their phases, such as running statistics.
+    buffers : callable or None
+        Gives what steps change beside the parameters of their phases, such as running statistics:
+        an iterable of Tensor. Asked anew whenever the phases are.
     interruption : Interruption or None
         Once it is requested training ends, with parameters and buffers of the last whole epoch.
+        None: nothing interrupts.
 
     Returns
     -------
@@ -248,7 +250,6 @@ def minimize(
         watch=objective.watch,
         optimizers=_resume(optimizers, [build(phase) for phase in phases]),
     )
-    buffers = list(buffers)
     interruption = interruption or Interruption()
     guard = _guard(phases, buffers)
     stops = []
@@ -282,7 +283,8 @@ def minimize(
 
 
 def _guard(phases, buffers):
-    return Checkpoint([*(p for phase in phases for p in phase.parameters), *buffers])
+    parameters = (p for phase in phases for p in phase.parameters)
+    return Checkpoint([*parameters, *(buffers() if buffers else ())])
 
 
 def _until(interruption, batches):

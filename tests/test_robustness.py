@@ -313,6 +313,7 @@ def test_an_encoder_of_another_dtype_is_converted(dtype, cls, blobs, small):
     assert model.transform(blobs[0]).shape == (240, 2)
 
 
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")  # so much is dropped
 @pytest.mark.parametrize("as_module", [False, True])
 @pytest.mark.parametrize("cls", AUTOENCODERS)
 def test_dropout_draws_from_the_generator_of_the_fit(
@@ -347,6 +348,16 @@ def test_lazy_layers_of_a_callable_draw_from_the_generator_of_the_fit(
     models = [small(cls, encoder=build).fit(X) for _ in range(2)]
     assert global_random_states() == before
     np.testing.assert_array_equal(models[0].transform(X), models[1].transform(X))
+
+
+@pytest.mark.parametrize("cls", AUTOENCODERS)
+def test_a_buffer_of_the_user_may_be_infinite(cls, blobs, small):
+    class Masked(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 5)
+            self.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+
+    assert small(cls, encoder=Masked(), latent_dim=5).fit(blobs[0]).labels_.shape == (240,)
 
 
 @pytest.mark.parametrize("cls", AUTOENCODERS)
@@ -638,6 +649,21 @@ def test_in_a_search_the_first_ctrl_c_ends_the_search(blobs, small, monkeypatch,
     search = GridSearchCV(small(ClusteringModule), {"n_clusters": [2, 3, 4]}, cv=2)
     with pytest.raises(KeyboardInterrupt):
         search.fit(blobs[0])
+
+
+def test_an_interrupted_partial_fit_has_not_been(blobs, small, monkeypatch, press_ctrl_c):
+    """What the pass has moved goes back, the moments of Adam too."""
+    X, _ = blobs
+    first, second, third = X[:80], X[80:160], X[160:]
+    model = small(ClusteringModule).partial_fit(first)
+    with monkeypatch.context() as during:
+        pressed_in(during, press_ctrl_c, ClusteringModule, "_objective")
+        with pytest.warns(ConvergenceWarning, match="interrupted"):
+            model.partial_fit(second)
+    expected = small(ClusteringModule).partial_fit(first).partial_fit(third)
+    np.testing.assert_array_equal(
+        model.partial_fit(third).predict_proba(X), expected.predict_proba(X)
+    )
 
 
 def test_a_handler_of_the_user_stays(estimator_class, blobs, small, monkeypatch, press_ctrl_c):

@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from deepmix._torch import (
+    UNKNOWN_MEMORY,
     Rows,
     apply_batchwise,
     as_shared_tensor,
     inference_batch_size,
     load_state,
     make_generator,
+    physical_memory,
     resolve_device,
     state_to_numpy,
     sum_batchwise,
@@ -37,6 +39,18 @@ def collected(rows, batch_size, seed=None):
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     parts = list(rows.batches(batch_size, generator))
     return [torch.cat(column) for column in zip(*parts)]
+
+
+def test_a_machine_that_does_not_say_its_memory_is_taken_to_have_enough(monkeypatch):
+    assert 2**28 < physical_memory(CPU) < 2**50
+
+    def unknown(name):
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr("os.sysconf", unknown)
+    assert physical_memory(CPU) == UNKNOWN_MEMORY
+    monkeypatch.delattr("os.sysconf")
+    assert physical_memory(CPU) == UNKNOWN_MEMORY
 
 
 # --- Devices ---

@@ -68,7 +68,7 @@ def cpu_seconds(n_threads, cls, parameters, X):
 def small_fits(n_rounds, machine):
     X, _ = make_blobs(4271, n_features=30, centers=12, cluster_std=4.0, random_state=0)
     for name, (n_rows, cls, parameters) in SMALL.items():
-        cpu_seconds(1, cls, parameters, X[:n_rows])  # what has to be loaded is
+        cpu_seconds(1, cls, parameters, X[:n_rows])  # warm-up: imports and caches
         pairs = [
             [cpu_seconds(threads, cls, parameters, X[:n_rows]) for threads in (1, 2)]
             for _ in range(n_rounds)

@@ -400,6 +400,10 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
     }
     _network_class = AutoencoderDPMNetwork
     _transform_output = "encode"
+    _hint_of_number = (
+        "Where more are expected: try another latent_dim, more epochs of pretraining "
+        "(pretrain_max_iter), or a smaller prior_scale."
+    )
     _layers_parameter = "clustering_hidden_layer_sizes"
     _centers_attribute = "means_"
 

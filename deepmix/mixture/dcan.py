@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from deepmix._torch import Rows, make_generator, own_modes, sum_batchwise
+from deepmix._torch import make_generator, own_modes, sum_batchwise, threads_for
 from deepmix.base import BaseDeepMixture, Interval, StrOptions
 from deepmix.center_mixture import DecoderMixin
 from deepmix.gaussian_mixture import (
@@ -429,6 +430,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         }
         return cls(n_clusters, **{**settings, **parameters})
 
+    @_fit_context(prefer_skip_nested_validation=True)
     @own_modes()
     def read_out(self, X, sample_weight=None):
         """Fit the mixture of the codes anew, and nothing else.
@@ -448,16 +450,18 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         self : object
         """
         check_is_fitted(self)
-        self._validate_params()
-        X, weight = self._check_training_data(X, sample_weight, reset=False)
-        rows = Rows(X, self._prediction_device(), self._training_dtype(X), weight)
-        network = self._rebuild(rows.dtype, rows.device)
-        rows.width = network.width
-        self._read_out(network, rows)
-        trained = {"_arguments": self._arguments, "n_clusters_": self.n_clusters_}
-        fitted = {**self._fitted_attributes(network, rows), **trained}
-        labels = self._labels(X, fitted["_state"], self._arguments)
-        vars(self).update(fitted, labels_=labels)
+        with self._whole_or_not_at_all():
+            X, weight = self._check_training_data(X, sample_weight, reset=False)
+            rows = self._training_rows(X, weight, self._prediction_device())
+            with threads_for(self._step_work(rows)):
+                network = self._rebuild(rows.dtype, rows.device)
+                rows.width = network.width
+                self._read_out(network, rows)
+                fitted = self._fitted_attributes(network, rows)
+                # As they were trained, whatever the parameters are now.
+                fitted |= {"_arguments": self._arguments, "n_clusters_": self.n_clusters_}
+                fitted["labels_"] = self._labels(X, fitted["_state"], self._arguments)
+            self._set_fitted(fitted)
         return self
 
     @property

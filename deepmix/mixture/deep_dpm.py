@@ -8,7 +8,6 @@ training goes on. Implemented: clustering of given features, with and without th
 equations are in `deepmix.mixture.dirichlet_process_mixture`.
 """
 
-import os
 import warnings
 from functools import wraps
 from numbers import Integral, Real
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from deepmix._torch import load_state, own_modes
+from deepmix._torch import load_state, own_modes, physical_memory
 from deepmix.base import BaseDeepMixture, Interval, StrOptions
 from deepmix.distributions import NormalInverseWishart
 from deepmix.initialization import initial_centers, sample_rows
@@ -48,8 +47,6 @@ LIGHT = 10.0
 # Matrices of full covariances that are held at once for each of the pieces into which a look ahead
 # cuts a cluster: statistics, posteriors, factors. Measured: ten to fifteen.
 MATRICES = 10
-# Memory that a machine is taken to have if it does not say (Windows does not): 64 GiB.
-UNKNOWN_MEMORY = 2**36
 
 # --- Prior -----------------------------------------------------------------------------
 
@@ -95,17 +92,6 @@ def matrices_bytes(n_clusters, n_features):
     int
     """
     return 8 * MATRICES * 2**LOOK_AHEAD * n_clusters * n_features**2
-
-
-def physical_memory(device):
-    """Bytes of memory of a device; `UNKNOWN_MEMORY` where the system does not say: int."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    try:
-        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return UNKNOWN_MEMORY
-    return pages * size if pages > 0 and size > 0 else UNKNOWN_MEMORY
 
 
 # --- Estimator -------------------------------------------------------------------------
@@ -285,6 +271,11 @@ class DeepDPM(BaseDeepMixture):
     _network_class = DPMNetwork
     _relative_weights = False
     _transform_output = "resp"
+    _hint_of_number = (
+        "Where more are expected: reduce many columns by PCA or UMAP to 5 to 50; try scaling=None "
+        "where all columns have one unit, covariance_type='diag' or 'spherical', or a smaller "
+        "prior_scale."
+    )
     _n_clusters_parameter = "n_clusters_init"
     _layers_parameter = "hidden_layer_sizes"  # of the clustering net
 
@@ -483,13 +474,12 @@ class DeepDPM(BaseDeepMixture):
         """Refuse full covariances of so many features that no memory holds them."""
         if self.covariance_type != "full":
             return
-        needed = matrices_bytes(self._n_clusters_to_begin_with(), n_features)
-        present = physical_memory(device)
+        n_clusters = self._n_clusters_to_begin_with()
+        needed, present = matrices_bytes(n_clusters, n_features), physical_memory(device)
         if needed > present:
-            clusters = self._n_clusters_to_begin_with()
             raise ValueError(
-                f"Full covariances of n_features={n_features} and {clusters} cluster(s) take about "
-                f"{needed:.3g} bytes at once; the memory of {device} has {present:.3g}. Use "
+                f"Full covariances of n_features={n_features} and {n_clusters} cluster(s) take "
+                f"{needed / 2**30:.3g} GiB at once; {device} has {present / 2**30:.3g} GiB. Use "
                 "covariance_type='diag' or 'spherical', reduce the features first (PCA), or learn "
                 "fewer (AutoencoderDeepDPM, latent_dim)."
             )
@@ -674,11 +664,7 @@ class DeepDPM(BaseDeepMixture):
         """Warn if one cluster was found in rows that differ."""
         if self.n_clusters_ > 1 or self.max_clusters == 1 or not rows.moments()[1].any():
             return
-        yield (
-            f"{type(self).__name__} found one cluster. Where more are expected: reduce many "
-            "columns by PCA or UMAP to 5 to 50; try scaling=None where all columns have one unit, "
-            "covariance_type='diag' or 'spherical', or a smaller prior_scale."
-        )
+        yield f"{type(self).__name__} found one cluster. {self._hint_of_number}"
 
 
 # --- Units -----------------------------------------------------------------------------

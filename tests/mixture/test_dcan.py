@@ -597,6 +597,32 @@ def test_what_is_read_out_is_the_network_that_was_trained(overlapping, small):
     assert model.cluster_centers_.shape == (4, X.shape[1])
 
 
+def test_one_bad_row_is_left_out_of_a_mixture_fitted_anew(overlapping, small):
+    X, _ = overlapping
+    model = small(DCAN).fit(X)
+    means = model.means_
+    with pytest.warns(UserWarning, match="1 of .* rows .* left out") as caught:
+        model.read_out(np.vstack([X, np.full((1, X.shape[1]), -9999.0)]))
+    assert caught[0].filename == __file__
+    np.testing.assert_allclose(model.means_, means, rtol=1e-6)
+    assert len(model.labels_) == len(X) + 1
+
+
+def test_a_mixture_that_cannot_be_fitted_anew_leaves_the_one_there_is(
+    overlapping, small, monkeypatch
+):
+    X, _ = overlapping
+    model = small(DCAN).fit(X)
+    before = dict(vars(model))
+    whole = DCAN._fitted_attributes
+    monkeypatch.setattr(
+        DCAN, "_fitted_attributes", lambda *args: {**whole(*args), "means_": np.array(np.nan)}
+    )
+    with pytest.raises(FloatingPointError, match="means_"):
+        model.read_out(X)
+    assert vars(model) == before
+
+
 def test_auto_is_full_where_there_are_rows_enough(blobs, small):
     X, _ = blobs
     assert small(DCAN).fit(X).covariance_type_ == "full"
