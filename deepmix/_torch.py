@@ -4,6 +4,7 @@ Nothing in this file leaves a global state other than it was: no global seed, an
 come back.
 """
 
+import copy
 import ctypes
 import math
 import os
@@ -251,7 +252,7 @@ class Rows:
         weight = np.ones(self.n_samples) if weight is None else np.array(weight, order="C")
         self.weight = torch.tensor(weight, dtype=dtype, device=device)
         self._weigh()
-        self.width = self.n_features  # a network makes more of a row: see `inference_batch_size`
+        self.width = self.n_features
         self._moments = None
 
     def _weigh(self):
@@ -263,9 +264,15 @@ class Rows:
     def __len__(self):
         return self.n_samples
 
+    def through(self, network):
+        """The same rows for a network that makes ``network.width`` numbers of a row."""
+        rows = copy.copy(self)
+        rows.width = network.width
+        return rows
+
     @property
     def inference_batch_size(self):
-        """Rows in a batch without gradients, for networks that widen a row to ``width`` numbers."""
+        """Rows in a batch without gradients, of which each becomes ``width`` numbers at most."""
         return inference_batch_size(self.width)
 
     def take(self, index):

@@ -31,7 +31,6 @@ from deepmix._torch import (
     Rows,
     apply_batchwise,
     load_state,
-    make_generator,
     own_modes,
     refuse_bad_weights,
     relative_weights,
@@ -42,9 +41,20 @@ from deepmix._torch import (
     to_host,
 )
 from deepmix.callbacks import CallbackSupportMixin, EarlyStopping, Progress, Reports
+from deepmix.fitting import Fit, RandomStreams, Trained
 from deepmix.initialization import first_best
 from deepmix.networks import build_on_meta, needs_several_rows, seed_dropout
 from deepmix.training import minimize, optimizer_to_numpy
+
+# What each estimator must have.
+REQUIRED = {
+    "_network_class": "the torch.nn.Module that is trained and predicts",
+    "_transform_output": "the name of its method behind transform",
+    "_n_features_out": "the number of columns that transform makes",
+    "_network_arguments": "(n_features) -> dict of arguments that build the network",
+    "_init_network": "(fit, n_restarts) -> the network to begin with",
+    "_train": "(fit, network) -> Trained",
+}
 
 
 class BaseDeepMixture(
@@ -56,12 +66,20 @@ class BaseDeepMixture(
 ):
     """Base class of deep mixture models.
 
-    Subclasses set ``_network_class`` and ``_transform_output`` (the network's method behind
-    `transform`) and write ``_network_arguments``, ``_init_network``, ``_train``, ``_criterion``,
-    ``_n_features_out`` and, for `score`, ``score_samples``. ``_batched_restarts`` says that one
-    network holds all restarts side by side; ``_n_clusters_parameter`` names the parameter that
-    needs as many rows; ``_relative_weights`` says that only the ratios of sample weights count.
+    An estimator writes what `REQUIRED` lists and, for `score`, ``score_samples``; a base class of
+    several is made with ``abstract=True``. ``_batched_restarts`` says that one network holds all
+    restarts side by side; ``_relative_weights`` says that only the ratios of sample weights count.
     """
+
+    def __init_subclass__(cls, abstract=False, **options):
+        super().__init_subclass__(**options)
+        missing = [name for name in REQUIRED if not hasattr(cls, name)]
+        if missing and not abstract:
+            wanted = "; ".join(f"{name}: {REQUIRED[name]}" for name in missing)
+            raise TypeError(
+                f"{cls.__name__} is an estimator without {wanted}. Write it, or make a base class "
+                f"of others with class {cls.__name__}(..., abstract=True)."
+            )
 
     _parameter_constraints: dict = {
         "n_clusters": [Interval(Integral, 1, None, closed="left")],
@@ -78,7 +96,6 @@ class BaseDeepMixture(
         "verbose": ["verbose"],
     }
     _network_class = None
-    _n_clusters_parameter = "n_clusters"
     _batched_restarts = False
     _relative_weights = True
     _auto_batch_size = (20, 256)
@@ -122,14 +139,16 @@ class BaseDeepMixture(
         given = X
         with self._whole_or_not_at_all():
             X, weight = self._check_training_data(X, sample_weight)
-            random_state = check_random_state(self.random_state)
             rows = self._training_rows(X, weight)
-            with threads_for(self._step_work(rows)), Reports(self, given, _some_y(y, X)) as reports:
-                network, history, restart = self._fit_restarts(rows, random_state, reports)
-                fitted = self._attributes(network, history, restart, rows, X)
+            reports = Reports(self, given, _some_y(y, X))
+            with threads_for(self._step_work(rows)), reports:
+                streams = RandomStreams(self.random_state)
+                fit = Fit(rows, X, streams, reports, continues=self._continues())
+                trained = self._fit_restarts(fit)
+                fitted = self._attributes(fit.through(trained.network), trained)
             self._set_fitted(fitted)
         self._warn_of_interruption(reports.interruption)
-        for message in self._concerns(history, rows):
+        for message in self._concerns(fit, trained):
             warnings.warn(message, ConvergenceWarning, stacklevel=4)  # fit's caller
         return self
 
@@ -144,46 +163,45 @@ class BaseDeepMixture(
             vars(self).update(before)
             raise
 
-    def _fit_restarts(self, rows, random_state, reports):
-        """Train every restart and keep the best one by the method's label-free criterion."""
-        n_restarts = self._n_restarts(rows)
+    def _fit_restarts(self, fit):
+        """Train every restart and keep the best one by the label-free criterion: `Trained`."""
+        n_restarts = self._n_restarts(fit)
         together = n_restarts if self._batched_restarts else 1
         best = None
         for _ in range(n_restarts // together):
-            generator = make_generator(random_state)
-            network = self._new_network(rows, together, random_state, generator, self._continues())
-            history = self._train(network, rows, generator, random_state, reports)
-            network.eval()
-            criteria = np.atleast_1d(self._criterion(network, rows))
+            trained = self._train(*self._begin(fit, together))
+            criteria = np.atleast_1d(trained.criterion)
             criteria = np.where(np.isnan(criteria), np.inf, criteria)
-            restart = first_best(criteria)
-            if best is None or criteria[restart] < best[0]:
-                best = criteria[restart], network, history, restart
-            if reports.interruption.requested:
+            trained.restart = first_best(criteria)
+            trained.criterion = criteria[trained.restart]
+            if best is None or trained.criterion < best.criterion:
+                best = trained
+            if fit.interruption.requested:
                 break
-        criterion, network, history, restart = best
-        if not np.isfinite(criterion):
+            fit = fit.another()
+        if not np.isfinite(best.criterion):
             raise FloatingPointError(
                 "The trained model is not finite: training has diverged in its last steps. Lower "
                 "learning_rate_init, set max_grad_norm, or standardise the data."
             )
-        return network, history, restart
+        return best
 
-    def _n_restarts(self, rows):
-        return 1 if self._continues() else self.n_init
+    def _n_restarts(self, fit):
+        return 1 if fit.continues else self.n_init
 
     def _continues(self):
-        """Whether this fit starts from the state of the last one."""
+        """Whether `fit` starts from the state of the last one."""
         return self.warm_start and hasattr(self, "_state")
 
-    def _new_network(self, rows, n_restarts, random_state, generator, continues):
-        if continues:
-            self._check_continuation(rows)
-            network = self._rebuild(rows.dtype, rows.device)
+    def _begin(self, fit, n_restarts, **options):
+        """The network to train, new or to go on with, and the fit as `Rows.through` it."""
+        if fit.continues:
+            self._check_continuation(fit.rows)
+            network = self._rebuild(fit.dtype, fit.device)
         else:
-            network = self._init_network(rows, n_restarts, random_state, generator)
-        rows.width = network.width
-        return seed_dropout(network.to(rows.device, rows.dtype).train(), generator)
+            network = self._init_network(fit, n_restarts, **options)
+        network = seed_dropout(network.to(fit.device, fit.dtype).train(), fit.rng.torch)
+        return fit.through(network), network
 
     def _step_work(self, rows):
         """Multiply-adds of a step of training, for the number of threads."""
@@ -207,10 +225,9 @@ class BaseDeepMixture(
 
     def _minimize(
         self,
-        objective,
+        fit,
         network,
-        rows,
-        reports,
+        objective,
         *,
         max_iter,
         task="fit",
@@ -219,33 +236,40 @@ class BaseDeepMixture(
         **options,
     ):
         """One stage: `minimize` with this estimator's parameters and its watchers."""
-        callbacks = list(callbacks)
         if may_stop and self.tol > 0:
-            callbacks.append(EarlyStopping(self.tol, self.n_iter_no_change))
-        if self.verbose:
-            callbacks.append(Progress(type(self).__name__, max(1, 10 // int(self.verbose))))
-        options = {"learning_rate": self.learning_rate_init, **options}
-        options.setdefault("batch_size", self._batch_size(rows))
-        sizes = rows.batch_sizes(options["batch_size"], objective.even_batches)
+            callbacks = [*callbacks, EarlyStopping(self.tol, self.n_iter_no_change)]
+        options = {
+            "learning_rate": self.learning_rate_init,
+            "batch_size": self._batch_size(fit.rows),
+            "generator": fit.rng.torch,
+            **options,
+        }
+        sizes = fit.rows.batch_sizes(options["batch_size"], objective.even_batches)
         if 1 in sizes and needs_several_rows(network):
             raise ValueError(
                 f"Batch normalisation has no variance of one row; got batches of {max(sizes)} out "
-                f"of {len(rows.visited)} rows. Give batch_size >= 2 and more rows, or a network "
-                "without it."
+                f"of {len(fit.rows.visited)} rows. Give batch_size >= 2 and more rows, or a "
+                "network without it."
             )
-        reconstruct = partial(self._attributes_midway, network, rows)
-        with reports.task(task, max_iter, reconstruct) as report:
+        options |= {"max_iter": max_iter, "buffers": network.buffers}
+        stage = {"max_iter": max_iter, "task": task, "callbacks": callbacks}
+        with self._watched(fit, network, **stage) as watchers:
+            return minimize(objective, fit.rows, **watchers, **options)
+
+    @contextmanager
+    def _watched(self, fit, network, *, max_iter, task="fit", callbacks=()):
+        """A stage under watch: yields the arguments of its loop that `minimize` has too.
+
+        Callbacks are those given, the progress that ``verbose`` asks for, and scikit-learn's, which
+        see the estimator as if the fit had ended with ``network``.
+        """
+        callbacks = list(callbacks)
+        if self.verbose:
+            callbacks.append(Progress(type(self).__name__, max(1, 10 // int(self.verbose))))
+        reconstruct = partial(self._attributes_midway, fit, network)
+        with fit.reports.task(task, max_iter, reconstruct) as report:
             callbacks += report
-            return minimize(
-                objective,
-                rows,
-                max_iter=max_iter,
-                callbacks=callbacks,
-                task=task,
-                buffers=network.buffers,
-                interruption=reports.interruption,
-                **options,
-            )
+            yield {"callbacks": callbacks, "task": task, "interruption": fit.interruption}
 
     def _batch_size(self, rows):
         """Rows in a step: as asked, or 40 steps an epoch within ``_auto_batch_size``."""
@@ -255,18 +279,20 @@ class BaseDeepMixture(
 
     # --- Fitted state ----------------------------------------------------------------
 
-    def _attributes(self, network, history, restart, rows, X):
+    def _attributes(self, fit, trained):
         """All that a fit leaves with the estimator: dict of name to value."""
-        fitted = self._fitted_attributes(network, rows, restart)
-        fitted |= {
-            "history_": history.arrays(restart),
+        history = trained.history
+        fitted = {
+            **self._fitted_attributes(fit, trained.network, trained.restart),
+            "history_": history.arrays(trained.restart),
             "n_iter_": history.n_iter,
             "converged_": history.converged,
-            "device_": str(rows.device),
+            "device_": str(fit.device),
             "_optimizer_state": None,  # partial_fit keeps one
             "_batches_seen": 2,  # of a stream: as many as let no later one begin anew
+            **trained.attributes,
         }
-        return {**fitted, "labels_": self._labels(X, fitted["_state"], fitted["_arguments"])}
+        return {**fitted, "labels_": self._labels(fit.X, fitted["_state"], fitted["_arguments"])}
 
     def _set_fitted(self, fitted):
         """Take all attributes at once: an estimator is never half of one fit, half of another."""
@@ -294,29 +320,29 @@ class BaseDeepMixture(
                 stacklevel=5,
             )
 
-    def _fitted_attributes(self, network, rows, restart=0):
+    def _fitted_attributes(self, fit, network, restart=0):
         """What a fitted estimator needs to predict, as arrays: dict of name to value."""
-        arguments = self._fitted_arguments(network, rows)
+        arguments = self._fitted_arguments(fit, network)
         return {
-            "_state": state_to_numpy(self._kept(network, restart)),
+            "_state": state_to_numpy(self._best_of(network, restart)),
             "_arguments": arguments,
             "n_clusters_": arguments["n_clusters"],
         }
 
-    def _kept(self, network, restart):
-        """What stays of a network that holds several restarts."""
+    def _best_of(self, network, restart):
+        """What stays of a network that holds several restarts: nn.Module."""
         return network.select(restart)
 
-    def _fitted_arguments(self, network, rows):
-        """Arguments that rebuild a trained network; other than asked for if its K has changed."""
-        return self._network_arguments(rows.n_features)
+    def _fitted_arguments(self, fit, network):
+        """Arguments that build the trained network anew; training may have changed n_clusters."""
+        return self._network_arguments(fit.rows.n_features)
 
-    def _attributes_midway(self, network, rows):
+    def _attributes_midway(self, fit, network):
         """Fitted attributes of a network that goes on training: its mode comes back."""
         mode = network.training
         network.eval()
         try:
-            return self._fitted_attributes(network, rows)
+            return self._fitted_attributes(fit, network)
         finally:
             network.train(mode)
 
@@ -418,8 +444,7 @@ class BaseDeepMixture(
         # In the dtype of X: a float32 net would make a row's result depend on its batch.
         dtype = torch.float64 if X.dtype == np.float64 else torch.float32
         network = self._rebuild(dtype, device, state, arguments)
-        rows = Rows(X, device, dtype)
-        rows.width = network.width
+        rows = Rows(X, device, dtype).through(network)
         function = getattr(network, method)
         work = min(rows.inference_batch_size, len(rows)) * state_size(network)
         with threads_for(work):
@@ -451,14 +476,18 @@ class BaseDeepMixture(
             refuse_bad_weights(weight)
             weight = relative_weights(weight) if self._relative_weights else weight
         n_rows = X.shape[0] if weight is None else np.count_nonzero(weight)
-        n_clusters = getattr(self, self._n_clusters_parameter)
+        name, n_clusters = self._least_rows()
         if reset and n_rows < n_clusters:
             raise ValueError(
-                f"n_samples={n_rows} should be >= {self._n_clusters_parameter}={n_clusters}"
+                f"n_samples={n_rows} should be >= {name}={n_clusters}"
                 f"{'' if weight is None else ' (rows of positive weight)'}. "
                 "Give more rows or ask for fewer clusters."
             )
         return X, weight
+
+    def _least_rows(self):
+        """Name and value of the parameter that needs as many rows: str, int."""
+        return "n_clusters", self.n_clusters
 
     def _check_data(self, X, reset=False):
         if not reset:
@@ -490,7 +519,7 @@ class BaseDeepMixture(
         rows = Rows(X, device, self._training_dtype(X), weight)
         self._check_scale(rows)
         far, share = rows.far_rows()
-        enough = len(rows.visited) - len(far) >= getattr(self, self._n_clusters_parameter)
+        enough = len(rows.visited) - len(far) >= self._least_rows()[1]
         if len(far) and enough:
             warnings.warn(
                 f"{len(far)} of {len(rows.visited)} rows (the first is row {int(far[0])}) have "
@@ -550,9 +579,9 @@ class BaseDeepMixture(
             return torch.float64 if X.dtype == np.float64 else torch.float32
         return TORCH_DTYPES[self.dtype]
 
-    def _concerns(self, history, rows):
+    def _concerns(self, fit, trained):
         """What a user should know about this fit: an iterator of messages."""
-        name = type(self).__name__
+        name, history = type(self).__name__, trained.history
         ended = self.converged_ or history.interrupted or history.stopped
         if not ended and self.tol > 0:
             yield (
@@ -620,7 +649,7 @@ WIDE, NARROW = 10.0, 0.01
 
 
 class OnlineMixin:
-    """``partial_fit`` for estimators whose ``_objective(network, rows)`` is one stage."""
+    """``partial_fit`` for estimators whose ``_objective(fit, network)`` is their one stage."""
 
     @_fit_context(prefer_skip_nested_validation=True)
     @own_modes()
@@ -648,32 +677,22 @@ class OnlineMixin:
             X, weight = self._check_training_data(X, sample_weight, reset=first)
             rows = self._training_rows(X, weight)
             first = first or self._begins_anew(rows)
-            random_state = check_random_state(self.random_state)
-            generator = make_generator(random_state)
             # The moments of Adam are part of the state: without them each call would begin with
             # steps of full length.
-            resumed = None if first else self._optimizer_state
-            with threads_for(self._step_work(rows)), Reports(self, given, _some_y(y, X)) as reports:
-                network = self._new_network(rows, 1, random_state, generator, not first)
-                objective = self._objective(network, rows)
-                history = self._minimize(
-                    objective,
-                    network,
-                    rows,
-                    reports,
-                    max_iter=1,
-                    generator=generator,
-                    task="partial_fit",
-                    may_stop=False,
-                    optimizers=resumed,
-                )
-                fitted = self._attributes(network, history, 0, rows, X)
-            n_seen = 0 if first else self._batches_seen
-            if history.interrupted:  # the pass was undone
-                fitted["_optimizer_state"], fitted["_batches_seen"] = resumed, max(n_seen, 1)
-            else:
-                fitted["_optimizer_state"] = [optimizer_to_numpy(o) for o in history.optimizers]
-                fitted["_batches_seen"] = n_seen + 1
+            resumed, n_seen = (None, 0) if first else (self._optimizer_state, self._batches_seen)
+            reports = Reports(self, given, _some_y(y, X))
+            with threads_for(self._step_work(rows)), reports:
+                streams = RandomStreams(self.random_state)
+                fit = Fit(rows, X, streams, reports, continues=not first)
+                fit, network = self._begin(fit, 1)
+                stage = {"max_iter": 1, "task": "partial_fit", "may_stop": False}
+                objective = self._objective(fit, network)
+                history = self._minimize(fit, network, objective, optimizers=resumed, **stage)
+                seen = {"_optimizer_state": resumed, "_batches_seen": max(n_seen, 1)}
+                if not history.interrupted:  # by which the pass was undone
+                    seen["_optimizer_state"] = [optimizer_to_numpy(o) for o in history.optimizers]
+                    seen["_batches_seen"] = n_seen + 1
+                fitted = self._attributes(fit, Trained(network.eval(), history, attributes=seen))
             self._set_fitted(fitted)
         self._warn_of_interruption(reports.interruption)
         return self

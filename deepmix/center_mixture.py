@@ -18,7 +18,7 @@ from deepmix.distributions import (
 from deepmix.training import Averaged
 
 
-class CenterMixture(BaseDeepMixture):
+class CenterMixture(BaseDeepMixture, abstract=True):
     """Base class of models whose clusters have a centre in data space.
 
     The network gives ``cluster_centers()`` beside ``resp(x)``.
@@ -79,28 +79,26 @@ class CenterMixture(BaseDeepMixture):
                     "all clusters alike, or 'auto'."
                 )
 
-    def _minimize_and_average(self, objective, network, rows, reports, **options):
+    def _minimize_and_average(self, fit, network, objective):
         """The main stage, and the averaging epoch after it if ``averaging`` asks for one."""
-        history = self._minimize(
-            objective, network, rows, reports, max_iter=self.max_iter, **options
-        )
+        history = self._minimize(fit, network, objective, max_iter=self.max_iter)
         if self.averaging and history.n_iter and not history.interrupted:
             once = {"max_iter": 1, "task": "average", "may_stop": False}
-            options["optimizers"] = history.optimizers
-            self._minimize(Averaged(objective), network, rows, reports, **once, **options)
+            averaged = Averaged(objective)
+            self._minimize(fit, network, averaged, optimizers=history.optimizers, **once)
         return history
 
-    def _minimize(self, objective, network, rows, reports, **options):
+    def _minimize(self, fit, network, objective, **options):
         optimizer = {
             "solver": self.solver,
             "epsilon": self.epsilon,
             "max_grad_norm": self.max_grad_norm,
         }
-        return super()._minimize(objective, network, rows, reports, **{**optimizer, **options})
+        return super()._minimize(fit, network, objective, **{**optimizer, **options})
 
-    def _fitted_attributes(self, network, rows, restart=0):
-        attributes = super()._fitted_attributes(network, rows, restart)
-        return {**attributes, **center_mixture(network.select(restart).eval(), rows)}
+    def _fitted_attributes(self, fit, network, restart=0):
+        attributes = super()._fitted_attributes(fit, network, restart)
+        return {**attributes, **center_mixture(network.select(restart).eval(), fit.rows)}
 
 
 class DecoderMixin:
@@ -151,7 +149,7 @@ class DecoderMixin:
         return self.inverse_transform((1 - steps) * ends[0] + steps * ends[1])
 
 
-class LatentMixture(DecoderMixin, CenterMixture):
+class LatentMixture(DecoderMixin, CenterMixture, abstract=True):
     """Base class of models whose clusters have a centre among codes, which a decoder maps to data.
 
     Fitted are ``latent_centers_`` and ``latent_variance_``.

@@ -65,6 +65,10 @@ class ScaledRows:
         """Apply ``function(x, slice)`` to each chunk and put the results together."""
         return torch.cat([function(x, part) for part, x in self.chunks()])
 
+    def share(self, chosen):
+        """Weighted share of the rows that a mask of shape (n,) chooses: float."""
+        return float(chosen.double() @ self.weight) / self.total_weight
+
     def statistics(self, labels, n_clusters, covariance_type):
         """Statistics of the clusters that ``labels`` of shape (n,) name, of unrounded values."""
         return unrounded(self.sums(labels, n_clusters, covariance_type), self.rounding)

@@ -43,23 +43,32 @@ class Partition:
         Draws whether a proposal of a ratio below one is accepted; None accepts none.
     """
 
+    moves = ("split", "merge")  # that are proposed
+
     def __init__(self, data, prior, splitter, max_clusters, check_unions=True, generator=None):
         self.data, self.prior, self.splitter = data, prior, splitter
         self.max_clusters, self.check_unions = max_clusters, check_unions
         self.generator = generator
-        self.moves = ("split", "merge")  # an ablation leaves one out
         self.proposals, self.settled, self.resumed = [], False, False
         self._done, self._last, self._refused = set(), "merge", set()
         self._peak = -float("inf")  # log posterior after the last look ahead
+
+    @property
+    def mixture(self):
+        """Weights, means and covariances: tuple of Tensor."""
+        return self.weights, self.means, self.covariances
+
+    @mixture.setter
+    def mixture(self, parameters):
+        self.weights, self.means, self.covariances = parameters
 
     def start(self, labels):
         self.labels, self.n_clusters = labels, int(labels.max()) + 1
         self.estimate(self._statistics(labels, self.n_clusters))
 
-    def resume(self, labels, weights, means, covariances):
+    def resume(self, labels, mixture):
         """Go on with a mixture that was estimated before."""
-        self.labels, self.n_clusters = labels, len(weights)
-        self.weights, self.means, self.covariances = weights, means, covariances
+        self.labels, self.n_clusters, self.mixture = labels, len(mixture[0]), mixture
         self.resumed = True
 
     def _statistics(self, labels, n_clusters):

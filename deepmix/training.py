@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from deepmix._torch import TORCH_DTYPES
-from deepmix.callbacks import Checkpoint, EarlyStopping, EpochState, Interruption
+from deepmix.callbacks import Checkpoint, EpochState, Interruption
 
 # --- What a stage minimises ------------------------------------------------------------
 
@@ -122,7 +122,7 @@ class History:
     terms : dict of str to list of ndarray
         Each loss term per unit of sample weight, one entry an epoch; shape () or (n_restarts,).
     converged : bool
-        Whether the stage ended by `EarlyStopping`.
+        Whether a callback that has an attribute ``converged`` says so, as `EarlyStopping` does.
     interrupted : bool
         Whether Ctrl-C ended it.
     stopped : bool
@@ -133,6 +133,8 @@ class History:
         To be handed to the next `minimize` on the same parameters.
     before : dict of str to list of ndarray
         Terms of the stages before this one.
+    others : dict of str to ndarray
+        Curves that are no terms of a loss, such as the number of clusters.
     """
 
     terms: dict = field(default_factory=dict)
@@ -142,6 +144,7 @@ class History:
     watch: tuple | None = None
     optimizers: list = field(default_factory=list)
     before: dict = field(default_factory=dict)
+    others: dict = field(default_factory=dict)
 
     @property
     def n_iter(self):
@@ -159,9 +162,9 @@ class History:
     def arrays(self, restart=0):
         """Curves of one restart, and the sum of its terms: dict of ndarray of shape (n_iter,)."""
         curves, before = _curves(self.terms, restart), _curves(self.before, restart)
-        if not curves:
-            return before
-        return {"loss": sum(curves[name] for name in self.watch or curves), **curves, **before}
+        if curves:
+            curves = {"loss": sum(curves[name] for name in self.watch or curves), **curves}
+        return {**curves, **before, **self.others}
 
 
 def _curves(terms, restart):
@@ -276,9 +279,8 @@ def minimize(
         stops = [callback(state) for callback in callbacks]
         if any(stops):
             break
-    history.converged = any(isinstance(c, EarlyStopping) and c.converged for c in callbacks)
-    watchers = zip(callbacks, stops)
-    history.stopped = any(s for c, s in watchers if not isinstance(c, EarlyStopping))
+    history.converged = any(getattr(c, "converged", False) for c in callbacks)
+    history.stopped = any(s for c, s in zip(callbacks, stops) if not hasattr(c, "converged"))
     return history
 
 
@@ -333,15 +335,21 @@ def _differentiate(phase, autocast, batch, index, weight):
 
 
 def _read(totals, total_weight, epoch, task):
-    """Bring the sums of an epoch to the host, once, and refuse what is not finite.
-
-    A restart that has diverged is left to its fate while others go on.
-    """
+    """Bring the sums of an epoch to the host, once, and refuse what is not finite."""
     names = list(totals)
     flat = torch.cat([totals[name].reshape(-1) for name in names]).cpu().double().numpy()
     sizes = [totals[name].numel() for name in names]
     parts = np.split(flat / total_weight, np.cumsum(sizes)[:-1])
     terms = {n: p.reshape(tuple(totals[n].shape)) for n, p in zip(names, parts, strict=True)}
+    refuse_divergence(terms, epoch, task)
+    return terms
+
+
+def refuse_divergence(terms, epoch, task):
+    """Raise FloatingPointError for a loss term that is not finite in any restart.
+
+    A restart that has diverged is left to its fate while others go on.
+    """
     for name, value in terms.items():
         if not np.any(np.isfinite(value)):
             raise FloatingPointError(
@@ -349,7 +357,6 @@ def _read(totals, total_weight, epoch, task):
                 f"({task}): training has diverged. Lower learning_rate_init, set max_grad_norm, "
                 "or standardise the data."
             )
-    return terms
 
 
 # --- Optimisers ------------------------------------------------------------------------

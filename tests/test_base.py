@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+from estimators import number
+from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from torch import nn
@@ -36,7 +38,7 @@ FINDS_NUMBER = {DeepDPM, AutoencoderDeepDPM}
 
 def named(message, cls):
     """A message with the class's own name of the number of clusters."""
-    return message.replace("n_clusters=", f"{cls._n_clusters_parameter}=")
+    return message.replace("n_clusters=", f"{number(cls)}=")
 
 
 def quietly(function, *args, **kwargs):
@@ -302,9 +304,10 @@ ONE = {
     ],
     DeepDPM: DPM,
     AutoencoderDeepDPM: [
-        *DPM,
+        ("clusterer", 4),
+        ("clusterer", KMeans(4)),
+        ("hidden_layer_sizes", 100),
         ("n_init", "auto"),
-        ("scaling", "normalize"),
         ("latent_dim", 0),
         ("encoder", "MLP"),
         ("decoder", 3),
@@ -313,9 +316,6 @@ ONE = {
         ("reconstruction_weight", -1.0),
         ("clustering_weight", -1.0),
         ("relative_loss", None),
-        ("clustering_hidden_layer_sizes", 50),
-        ("clustering_max_iter", 1.5),
-        ("clustering_learning_rate", 0.0),
         ("weight_decay", -1e-3),
         ("precision", "float16"),
     ],
@@ -344,7 +344,7 @@ ONE = {
 WITHOUT = {
     DCAN: {"selection"},
     DeepDPM: {"n_clusters", "n_iter_no_change", "scale", "selection"},
-    AutoencoderDeepDPM: {"n_clusters", "n_iter_no_change", "selection"},
+    AutoencoderDeepDPM: {"n_clusters", "n_iter_no_change", "selection", "tol"},
 }
 BAD_PARAMETERS = [
     (cls, *pair)
@@ -384,17 +384,18 @@ COMBINATIONS = [
     (AutoencoderDeepDPM, {"hidden_layer_sizes": (8, 0)}, "hidden_layer_sizes must hold integers"),
     (
         AutoencoderDeepDPM,
-        {"clustering_hidden_layer_sizes": ()},
-        "clustering_hidden_layer_sizes must hold one or more integers",
+        {"clusterer__hidden_layer_sizes": ()},
+        "hidden_layer_sizes must hold one or more integers",
     ),
+    (AutoencoderDeepDPM, {"clusterer__n_init": 0}, "The 'n_init' parameter of DeepDPM must be"),
+    (AutoencoderDeepDPM, {"clusterer__scaling": "normalize"}, "centres could not be decoded"),
+    (AutoencoderDeepDPM, {"clusterer__max_clusters": 3}, "max_clusters=3 should be >="),
     (
         AutoencoderDeepDPM,
-        {"clustering_hidden_layer_sizes": (0,)},
-        "clustering_hidden_layer_sizes must hold integers >= 1",
+        {"clusterer__prior_dof": 1.5},
+        r"prior_dof=1.5 should be > n_features - 1 = 2",
     ),
-    (AutoencoderDeepDPM, {"max_clusters": 3}, "max_clusters=3 should be >= n_clusters_init=4"),
-    (AutoencoderDeepDPM, {"prior_dof": 1.5}, r"prior_dof=1.5 should be > n_features - 1 = 2"),
-    (AutoencoderDeepDPM, {"prior_scale": [1.0, 2.0]}, "prior_scale must be 'auto', a positive"),
+    (AutoencoderDeepDPM, {"clusterer__prior_scale": [1.0, 2.0]}, "prior_scale must be 'auto', 'co"),
     (
         AutoencoderDeepDPM,
         {"precision": "bfloat16", "dtype": "float64"},
@@ -490,8 +491,8 @@ def test_too_few_epochs_warn_with_the_remedy(estimator_class, blobs, small):
         message = r"did not settle in 2 epochs \(max_iter=2\): .* Increase max_iter, or set tol=0"
     few = {"max_iter": 2}
     if estimator_class is AutoencoderDeepDPM:
-        few = {"max_iter": 2, "clustering_max_iter": 0}
-        message = r"not settle in clustering_max_iter=0 epochs: .* Increase clustering_max_iter, or"
+        few = {"max_iter": 2, "clusterer__max_iter": 0}
+        message = r"not settle in clusterer__max_iter=0 epochs: .* Increase clusterer__max_iter, or"
     with pytest.warns(ConvergenceWarning, match=message):
         model = small(estimator_class, tol=1e-4, **few).fit(blobs[0])
     assert not model.converged_
@@ -509,7 +510,7 @@ def test_early_stopping_ends_training_and_says_so(estimator_class, blobs, small)
     if estimator_class in FINDS_NUMBER:  # end when no proposal is left
         del options["n_iter_no_change"]
     if estimator_class is AutoencoderDeepDPM:  # which a clustering does; its own epochs are given
-        options |= {"max_iter": 20, "clustering_max_iter": 2000}
+        options |= {"max_iter": 20, "clusterer__max_iter": 2000}
     model = small(estimator_class, **options).fit(blobs[0])
     assert model.converged_
     assert 2 < model.n_iter_ < 200

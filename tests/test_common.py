@@ -10,6 +10,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import sklearn
+from estimators import number, with_parameters
 from sklearn.base import clone, is_clusterer
 from sklearn.metrics import adjusted_rand_score
 from sklearn.model_selection import GridSearchCV
@@ -69,7 +70,7 @@ TINY = {
         "max_iter": 8,
         # Changes no number of clusters: a check of sparse rows wants one column of predict_proba
         # for each of the four classes of its y.
-        "clustering_max_iter": 2,
+        "clusterer": DeepDPM(amortized=False, max_iter=2),
         "learning_rate_init": 1e-2,
     },
 }
@@ -78,21 +79,17 @@ TINY = {
 STAGES = {
     AutoencoderDeepDPM: (
         "pretrain_max_iter",
-        "clustering_max_iter",
+        "clusterer__max_iter",
         "max_iter",
-        "clustering_max_iter",
+        "clusterer__max_iter",
     )
 }
 FINDS_NUMBER = (DeepDPM, AutoencoderDeepDPM)
 
 
-def number(cls):
-    """The class's own name of the number of clusters."""
-    return cls._n_clusters_parameter
-
-
 def tiny(cls, **parameters):
-    return cls(4, tol=0, random_state=0, **{**TINY[cls], **parameters})
+    model = clone(cls(random_state=0, **TINY[cls]))
+    return with_parameters(model, **{number(cls): 4, "tol": 0, **parameters})
 
 
 MINI_BATCHES = [tiny(cls) for cls in TINY]
@@ -178,7 +175,10 @@ def test_checks_that_scikit_learn_runs_on_itself_pass(estimator, name):
 
 def test_they_are_clusterers_with_a_one_line_repr(estimator_class):
     assert is_clusterer(estimator_class())
-    assert repr(estimator_class(5)) == f"{estimator_class.__name__}({number(estimator_class)}=5)"
+    first = (
+        "max_iter" if issubclass(estimator_class, AutoencoderDeepDPM) else number(estimator_class)
+    )
+    assert repr(estimator_class(**{first: 5})) == f"{estimator_class.__name__}({first}=5)"
 
 
 # --- Copies ---
@@ -275,13 +275,12 @@ def search(estimator_class, blobs, **options):
 def test_a_grid_search_finds_the_number_of_clusters(scoring, estimator_class, blobs):
     parameters = {"max_iter": 40} if estimator_class is ClusteringModule else {"max_iter": 60}
     X, y = blobs
+    name, model = number(estimator_class), tiny(estimator_class, **parameters)
     if estimator_class in FINDS_NUMBER:  # from any: here two compete that it may not exceed
-        name, options = "max_clusters", {**TINY[estimator_class], "clustering_max_iter": 30}
-        if estimator_class is DeepDPM:
-            del options["clustering_max_iter"]
-        model = estimator_class(tol=0, random_state=0, **options)
-    else:
-        name, model = "n_clusters", tiny(estimator_class, **parameters)
+        name, model = name.replace("n_clusters_init", "max_clusters"), tiny(estimator_class)
+        model.set_params(**{number(estimator_class): 1})
+        if estimator_class is AutoencoderDeepDPM:
+            model.set_params(clusterer__max_iter=30)
     grid = GridSearchCV(model, {name: [2, 4]}, cv=2, scoring=scoring, error_score="raise").fit(X, y)
     if estimator_class is not DCAN or scoring is not None:  # densities of other codes compare badly
         assert grid.best_params_ == {name: 4}

@@ -25,10 +25,10 @@ ESTIMATORS = {
     "DeepDPM, EM": (DeepDPM, {**SHORT, "amortized": False}),
     "DeepDPM, EM, diag": (DeepDPM, {**SHORT, "amortized": False, "covariance_type": "diag"}),
     "DeepDPM, EM, normalize": (DeepDPM, {**SHORT, "amortized": False, "scaling": "normalize"}),
-    "AutoencoderDeepDPM": (AutoencoderDeepDPM, {**SHORT, "clustering_max_iter": 2}),
+    "AutoencoderDeepDPM": (AutoencoderDeepDPM, {**SHORT, "clusterer__max_iter": 2}),
     "AutoencoderDeepDPM, amortized": (
         AutoencoderDeepDPM,
-        {**SHORT, "clustering_max_iter": 2, "amortized": True},
+        {**SHORT, "clusterer__max_iter": 2, "amortized": True},
     ),
     **{
         f"DCAN, {kind}": (DCAN, {**SHORT, "pretrain_max_iter": 2, "covariance_type": kind})

@@ -17,6 +17,7 @@ from deepmix._torch import full_precision, sum_batchwise
 from deepmix.base import Interval, StrOptions
 from deepmix.center_mixture import LatentMixture
 from deepmix.distributions import DirichletPrior, log_mean_resp
+from deepmix.fitting import Trained
 from deepmix.initialization import (
     ReconstructionObjective,
     best_mixture,
@@ -535,7 +536,8 @@ class AECM(LatentMixture):
         super()._check_parameters()
         check_layer_sizes(self.hidden_layer_sizes)
 
-    def _init_network(self, rows, n_restarts, random_state, generator):
+    def _init_network(self, fit, n_restarts):
+        rows, generator = fit.rows, fit.rng.torch
         arguments = self._network_arguments(rows.n_features)
         network = AECMNetwork(**arguments)
         parts = ("hidden_layer_sizes", "latent_dim", "encoder", "decoder")
@@ -556,55 +558,54 @@ class AECM(LatentMixture):
             network.clustering.init_orthonormal(generator, gain)
         return network
 
-    def _objective(self, network, rows):
+    def _objective(self, fit, network):
         prior = DirichletPrior(self.concentration, CENTER_DISTANCE, network.scaler.scale)
         # The standardised data have variance one in each feature, a row has n_features of it.
-        unit = rows.n_features if self.scale else 1.0
+        unit = fit.rows.n_features if self.scale else 1.0
         return JointObjective(
             network, prior, self.reconstruction_weight / unit, self.orthogonality_weight
         )
 
-    def _train(self, network, rows, generator, random_state, reports):
+    def _train(self, fit, network):
         before = History()
-        if self.init.startswith("pretrain") and not self._continues():
-            before = self._pretrain(network, rows, generator, random_state, reports)
+        if self.init.startswith("pretrain") and not fit.continues:
+            before = self._pretrain(fit, network)
             network.train()
         if before.interrupted:
             history = History(interrupted=True)
         else:
-            history = self._minimize_and_average(
-                self._objective(network, rows), network, rows, reports, generator=generator
-            )
+            history = self._minimize_and_average(fit, network, self._objective(fit, network))
         history.before = {f"pretrain_{name}": values for name, values in before.terms.items()}
-        return history
+        network.eval()
+        return Trained(network, history, self._criterion(fit, network))
+
+    def _criterion(self, fit, network):
+        if self.selection == "sparsity":
+            return restart_criterion(ambiguity, network.encode, network.clustering, fit.rows)
+        return self._objective(fit, network).full_loss(fit.rows, self._batch_size(fit.rows))
 
     def _minimize(self, *args, **options):
         return super()._minimize(*args, precision=self.precision, **options)
 
-    def _pretrain(self, network, rows, generator, random_state, reports):
+    def _pretrain(self, fit, network):
         """Train the autoencoder alone, then start the clustering module from its codes."""
-        objective = ReconstructionObjective(network.autoencoder, network.scaler)
-        told = {"generator": generator, "network": network, "rows": rows, "reports": reports}
         history = History()
         if trainable(network.autoencoder):
-            history = self._minimize(
-                objective, max_iter=self.pretrain_max_iter, task="pretrain", **told
-            )
+            objective = ReconstructionObjective(network.autoencoder, network.scaler)
+            stage = {"max_iter": self.pretrain_max_iter, "task": "pretrain"}
+            history = self._minimize(fit, network, objective, **stage)
         network.eval()  # the codes that predictions will see, whatever layers a user brings
-        codes, weight = sample_rows(
-            rows, network.encode, self.n_clusters, random_state, self._n_codes(network)
-        )
+        random_state, n_codes = fit.rng.numpy, self._n_codes(network)
+        sample = sample_rows(fit.rows, network.encode, self.n_clusters, random_state, n_codes)
         if self.init == "pretrain-gmm":
-            self._start_from_mixture(network, codes, weight, random_state)
+            self._start_from_mixture(network, *sample, random_state)
         else:
-            self._start_from_kmeans(network, codes, weight, random_state)
+            self._start_from_kmeans(network, *sample, random_state)
         if self.init == "pretrain-pinv" and not history.interrupted:
             prior = DirichletPrior(self.concentration, CENTER_DISTANCE, network.scaler.scale)
             alone = ClusteringObjective(network.encode, network.clustering, prior)
-            then = self._minimize(
-                alone, max_iter=self.clustering_max_iter, task="clustering", **told
-            )
-            history.interrupted |= then.interrupted
+            stage = {"max_iter": self.clustering_max_iter, "task": "clustering"}
+            history.interrupted |= self._minimize(fit, network, alone, **stage).interrupted
         return history
 
     def _n_codes(self, network):
@@ -634,23 +635,18 @@ class AECM(LatentMixture):
         temperature = START_TEMPERATURE * self.n_clusters
         network.clustering.init_centers((moved / size)[None], temperature)
 
-    def _criterion(self, network, rows):
-        if self.selection == "sparsity":
-            return restart_criterion(ambiguity, network.encode, network.clustering, rows)
-        return self._objective(network, rows).full_loss(rows, self._batch_size(rows))
-
-    def _fitted_attributes(self, network, rows, restart=0):
-        attributes = super()._fitted_attributes(network, rows, restart)
+    def _fitted_attributes(self, fit, network, restart=0):
+        attributes = super()._fitted_attributes(fit, network, restart)
         centers = network.clustering.centers()
-        spread = restart_criterion(inertia, network.encode, network.clustering, rows)[0]
+        spread = restart_criterion(inertia, network.encode, network.clustering, fit.rows)[0]
         latent = {
             "latent_centers_": centers[0].detach().double().cpu().numpy(),
-            "latent_variance_": max(float(spread), 0.0) / rows.total_weight / centers.shape[2],
+            "latent_variance_": max(float(spread), 0.0) / fit.rows.total_weight / centers.shape[2],
         }
         return {**attributes, **latent}
 
-    def _concerns(self, history, rows):
-        yield from super()._concerns(history, rows)
+    def _concerns(self, fit, trained):
+        yield from super()._concerns(fit, trained)
         uniform = 1 - 1 / self.n_clusters_
         impurity = self.history_["sparsity"][-1] if self.n_iter_ else 0.0
         if self.n_clusters_ > 1 and impurity > 0.8 * uniform:

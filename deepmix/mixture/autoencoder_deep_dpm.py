@@ -7,18 +7,20 @@ turn. The last step is a clustering, so that encoder, mixture and labels belong 
 """
 
 import math
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass
 from numbers import Integral, Real
 
 import numpy as np
 import torch
+from sklearn.base import clone
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from deepmix._torch import Rows, apply_batchwise, full_precision
+from deepmix._torch import Rows, apply_batchwise, full_precision, own_modes
 from deepmix.base import BaseDeepMixture, Interval, StrOptions
 from deepmix.center_mixture import DecoderMixin
 from deepmix.distributions import log_evidence
+from deepmix.fitting import Trained
 from deepmix.initialization import (
     ReconstructionObjective,
     build_autoencoder,
@@ -26,8 +28,18 @@ from deepmix.initialization import (
 )
 from deepmix.linalg import inverse_cholesky
 from deepmix.losses import squared_error
-from deepmix.mixture.deep_dpm import DeepDPM, finds_its_number, mixture_attributes
-from deepmix.mixture.dirichlet_process_mixture import DPMNetwork, in_pieces
+from deepmix.mixture.deep_dpm import (
+    DeepDPM,
+    draw_from_mixture,
+    draw_mixture,
+    finds_its_number,
+    mixture_attributes,
+    mixture_to_scaled,
+    refuse_large_matrices,
+    refuse_other_mixture,
+    warn_of_light_weights,
+)
+from deepmix.mixture.dirichlet_process_mixture import DPMFit, DPMNetwork, Start, in_pieces
 from deepmix.networks import (
     Autoencoder,
     Standardizer,
@@ -40,10 +52,6 @@ from deepmix.scaled_rows import ScaledRows
 from deepmix.split_merge import PROPOSAL
 from deepmix.training import History, Objective, Phase
 
-# Codes of an autoencoder fill space more evenly than an embedding made for clusters does: this
-# prior scale for each row lets no cluster of a tenth of the rows be thinner than a fifth of the
-# deviation of the codes.
-CODE_FLOOR = 3.5e-3
 # A smaller share of the data's variance than this is no error that reconstruction must go below.
 LEAST_ERROR = 0.02
 # Clusters thinner than this share of the variance of the codes count as points.
@@ -207,28 +215,10 @@ class FeatureObjective(Objective):
             }
 
 
-class WholeReports:
-    """Reports of stages that train a part of a network, and show callbacks the whole.
-
-    Parameters
-    ----------
-    reports : Reports
-    reconstruct : callable
-        Gives the fitted attributes of the whole.
-    """
-
-    def __init__(self, reports, reconstruct):
-        self.reports, self.reconstruct = reports, reconstruct
-        self.interruption = reports.interruption
-
-    def task(self, name, max_iter, reconstruct):
-        return self.reports.task(name, max_iter, self.reconstruct)
-
-
 # --- Estimator -------------------------------------------------------------------------
 
 
-class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
+class AutoencoderDeepDPM(DecoderMixin, BaseDeepMixture):
     """DeepDPM on the codes of an autoencoder, which is trained in turn with it.
 
     For images and other data of many features, in which no Gaussian describes a cluster, and
@@ -239,9 +229,12 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
 
     Parameters
     ----------
-    n_clusters_init : int, default=1
-        Number of clusters that the first clustering begins with, by k-means. The others begin
-        with the clusters of the one before.
+    clusterer : DeepDPM or None, default=None
+        What clusters the codes; None is ``DeepDPM(amortized=False, prior_scale='codes')``. It is
+        copied. ``clusterer__prior_scale`` decides how many clusters there are: the larger, the
+        fewer. Only the first clustering begins with its ``n_clusters_init``, the others with the
+        clusters of the one before. Its ``n_init``, ``warm_start``, ``device``, ``dtype``,
+        ``random_state`` and ``verbose`` are not used: this estimator's are.
     hidden_layer_sizes : tuple of int, default=(256, 128)
         Layers of the encoder between data and codes; the decoder has them in reverse.
     latent_dim : int or None, default=None
@@ -258,52 +251,19 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
     max_iter : int, default=10
         Epochs of the autoencoder in each alternation.
     reconstruction_weight : float, default=1.0
-        Of the squared error (lambda), by default relative to its value after pretraining.
+        Factor of the squared error (lambda), by default relative to its value after pretraining.
     clustering_weight : float, default=1.0
-        Of the squared distances of codes from the centres of their clusters (beta), by default in
-        units of the variance within clusters.
+        Factor of the squared distances of codes from the centres of their clusters (beta), by
+        default in units of the variance within clusters.
     relative_loss : bool, default=True
         Whether both terms are counted in those units, which are found anew before each
         alternation, and the prior shrinks with the clusters; or in units of data and codes, as in
         the paper.
-    max_clusters : int or None, default=None
-        No split goes beyond this number.
-    amortized : bool, default=False
-        Whether a clustering net learns the responsibilities, as in the paper, or EM computes them,
-        which is faster.
-    covariance_type : {'full', 'diag', 'spherical'}, default='full'
-        Of the clusters, in the scaled codes.
-    concentration : float, default=10.0
-        Of the Dirichlet process (alpha). Of little influence.
-    prior_scale : 'auto', float or array-like, default='auto'
-        Scale matrix of the inverse Wishart prior (Psi), in the scaled codes, as in `DeepDPM`.
-        'auto' is 0.0035 times the number of rows, far more than there. It decides how many
-        clusters there are: the larger, the fewer.
-    prior_dof : float or None, default=None
-        Its degrees of freedom (nu); None is latent_dim + 2.
-    prior_kappa : float, default=0.05
-        Rows that the prior on the means counts for (kappa).
-    scaling : {'standard'} or None, default='standard'
-        Whether the mixture sees codes that are standardised, each dimension by itself.
-    check_unions : bool, default=True
-        Whether two clusters are also merged where no cut would part their union, as in `DeepDPM`.
-    stochastic : bool, default=False
-        Whether a proposal of Hastings ratio H < 1 is accepted with probability H.
-    clustering_hidden_layer_sizes : tuple of int, default=(50,)
-        Of the clustering net; the subclustering nets have its first one.
-    clustering_max_iter : int, default=2000
-        Epochs of each clustering, at most.
-    clustering_learning_rate, subcluster_learning_rate : float, default=2e-3, 5e-3
-        Step sizes of the clustering net and of the subclustering nets.
-    split_merge_every : int, default=300
-        Gradient steps of the nets between two rounds of proposals, at least.
-    freeze : int, default=100
-        Gradient steps after an accepted proposal before the mixture is estimated again.
     n_init : int, default=1
         Restarts, one after another: kept is the one whose clusters gain most, in the posterior of
         the codes, over one cluster of all rows.
     batch_size : int or 'auto', default='auto'
-        Rows in a step; 'auto' is n_samples / 40 between 20 and 256.
+        Rows in a step of the autoencoder; 'auto' is n_samples / 40 between 20 and 256.
     learning_rate_init : float, default=1e-3
         Step size of the autoencoder.
     weight_decay : float, default=0.0
@@ -311,16 +271,13 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
     scale : bool, default=True
         Whether the network sees centred data, divided by one number.
     precision : {'float32', 'bfloat16'}, default='float32'
-        Of the autoencoder's matrix products in training.
-    tol : float, default=1e-3
-        In a clustering, proposals are made when no larger share of the rows has changed cluster.
-        0 runs each clustering for ``clustering_max_iter`` epochs.
+        Precision of the autoencoder's matrix products in training.
     warm_start : bool, default=False
         Whether `fit` goes on from the last solution, without pretraining.
     device : str or torch.device, default='auto'
         Where to compute.
     dtype : {'float32', 'float64', 'auto'}, default='float32'
-        Of the nets in training; 'auto' is that of X.
+        Floating-point type of the nets in training; 'auto' is that of X.
     random_state : int, RandomState instance or None, default=None
         Determines initial weights and centres and the order of rows.
     verbose : int, default=0
@@ -328,17 +285,19 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
 
     Attributes
     ----------
+    clusterer_ : DeepDPM
+        The copy of ``clusterer`` whose parameters were used. It is not fitted itself.
     n_clusters_ : int
         Number of clusters found.
     labels_ : ndarray of shape (n_samples,)
         Cluster of each training row.
     weights_ : ndarray of shape (n_clusters,)
-        Of the mixture.
+        Weights of the mixture.
     means_ : ndarray of shape (n_clusters, latent_dim)
-        Of the mixture, among the codes.
+        Means of the mixture, among the codes.
     covariances_ : ndarray of shape (n_clusters, latent_dim, latent_dim) or \
             (n_clusters, latent_dim)
-        Of the mixture: full, or else diagonals.
+        Covariances of the mixture: full, or else diagonals.
     cluster_centers_ : ndarray of shape (n_clusters, n_features)
         Decoded means, in the units of X.
     proposals_ : ndarray
@@ -349,7 +308,7 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
     n_iter_ : int
         Epochs of the autoencoder after pretraining.
     converged_ : bool
-        Whether no proposal was left in the last clustering; False if ``tol=0``.
+        Whether no proposal was left in the last clustering; False if ``clusterer__tol=0``.
     device_ : str
         Where it was trained.
     n_features_in_ : int
@@ -377,11 +336,27 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
     5
     >>> model.transform(X).shape
     (600, 3)
+
+    Parameters of the clustering are in reach of a search:
+
+    >>> from deepmix import DeepDPM
+    >>> model.set_params(clusterer=DeepDPM(amortized=False), clusterer__max_clusters=3).fit(X)
+    AutoencoderDeepDPM(clusterer=DeepDPM(amortized=False, max_clusters=3),
+                       hidden_layer_sizes=(32,), latent_dim=3, random_state=0)
+    >>> model.n_clusters_
+    3
     """
 
     _parameter_constraints: dict = {
-        **DeepDPM._parameter_constraints,
-        "n_init": BaseDeepMixture._parameter_constraints["n_init"],
+        **{
+            name: BaseDeepMixture._parameter_constraints[name]
+            for name in (
+                *("n_init", "max_iter", "batch_size", "learning_rate_init", "warm_start"),
+                *("device", "dtype", "random_state", "verbose"),
+            )
+        },
+        "clusterer": [None, DeepDPM],
+        "hidden_layer_sizes": ["array-like"],
         "latent_dim": [None, Interval(Integral, 1, None, closed="left")],
         "encoder": [None, callable],
         "decoder": [None, callable],
@@ -390,27 +365,19 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
         "reconstruction_weight": [Interval(Real, 0, None, closed="left")],
         "clustering_weight": [Interval(Real, 0, None, closed="left")],
         "relative_loss": ["boolean"],
-        "scaling": [StrOptions({"standard"}), None],
-        "clustering_hidden_layer_sizes": ["array-like"],
-        "clustering_max_iter": [Interval(Integral, 0, None, closed="left")],
-        "clustering_learning_rate": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "scale": ["boolean"],
         "precision": [StrOptions({"float32", "bfloat16"})],
     }
     _network_class = AutoencoderDPMNetwork
+    _relative_weights = False
     _transform_output = "encode"
-    _hint_of_number = (
-        "Where more are expected: try another latent_dim, more epochs of pretraining "
-        "(pretrain_max_iter), or a smaller prior_scale."
-    )
-    _layers_parameter = "clustering_hidden_layer_sizes"
     _centers_attribute = "means_"
 
     @finds_its_number
     def __init__(
         self,
-        n_clusters_init=1,
+        clusterer=None,
         *,
         hidden_layer_sizes=(256, 128),
         latent_dim=None,
@@ -422,76 +389,40 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
         reconstruction_weight=1.0,
         clustering_weight=1.0,
         relative_loss=True,
-        max_clusters=None,
-        amortized=False,
-        covariance_type="full",
-        concentration=10.0,
-        prior_scale="auto",
-        prior_dof=None,
-        prior_kappa=0.05,
-        scaling="standard",
-        check_unions=True,
-        stochastic=False,
-        clustering_hidden_layer_sizes=(50,),
-        clustering_max_iter=2000,
-        clustering_learning_rate=2e-3,
-        subcluster_learning_rate=5e-3,
-        split_merge_every=300,
-        freeze=100,
         n_init=1,
         batch_size="auto",
         learning_rate_init=1e-3,
         weight_decay=0.0,
         scale=True,
         precision="float32",
-        tol=1e-3,
         warm_start=False,
         device="auto",
         dtype="float32",
         random_state=None,
         verbose=0,
     ):
-        super().__init__(
-            n_clusters_init,
-            max_clusters=max_clusters,
-            amortized=amortized,
-            covariance_type=covariance_type,
-            concentration=concentration,
-            prior_scale=prior_scale,
-            prior_dof=prior_dof,
-            prior_kappa=prior_kappa,
-            scaling=scaling,
-            check_unions=check_unions,
-            stochastic=stochastic,
-            hidden_layer_sizes=hidden_layer_sizes,
-            split_merge_every=split_merge_every,
-            freeze=freeze,
-            n_init=n_init,
-            max_iter=max_iter,
-            batch_size=batch_size,
-            learning_rate_init=learning_rate_init,
-            subcluster_learning_rate=subcluster_learning_rate,
-            tol=tol,
-            warm_start=warm_start,
-            device=device,
-            dtype=dtype,
-            random_state=random_state,
-            verbose=verbose,
-        )
+        self.clusterer = clusterer
+        self.hidden_layer_sizes = hidden_layer_sizes
         self.latent_dim = latent_dim
         self.encoder = encoder
         self.decoder = decoder
         self.pretrain_max_iter = pretrain_max_iter
         self.n_alternations = n_alternations
+        self.max_iter = max_iter
         self.reconstruction_weight = reconstruction_weight
         self.clustering_weight = clustering_weight
         self.relative_loss = relative_loss
-        self.clustering_hidden_layer_sizes = clustering_hidden_layer_sizes
-        self.clustering_max_iter = clustering_max_iter
-        self.clustering_learning_rate = clustering_learning_rate
+        self.n_init = n_init
+        self.batch_size = batch_size
+        self.learning_rate_init = learning_rate_init
         self.weight_decay = weight_decay
         self.scale = scale
         self.precision = precision
+        self.warm_start = warm_start
+        self.device = device
+        self.dtype = dtype
+        self.random_state = random_state
+        self.verbose = verbose
 
     @classmethod
     def from_paper(cls, n_samples, **parameters):
@@ -508,40 +439,31 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
         n_samples : int
             Rows that it will be fitted to: they make epochs into steps.
         **parameters
-            Override any of these settings.
+            Override any of these settings; ``clusterer__name`` those of the clustering.
 
         Returns
         -------
         estimator : AutoencoderDeepDPM
         """
         steps = max(1, -(-n_samples // 128))
-        settings = {
-            "n_clusters_init": 3,
-            "hidden_layer_sizes": (500, 500, 2000),
-            "latent_dim": 10,
-            "pretrain_max_iter": 100,
-            "n_alternations": 2,
-            "max_iter": 100,
-            "reconstruction_weight": 0.005,
-            "clustering_weight": 1.0,
-            "relative_loss": False,
-            "amortized": True,
-            "prior_scale": 0.005,
-            "prior_kappa": 1e-4,
-            "scaling": None,
-            "check_unions": False,
-            "stochastic": True,
-            "clustering_max_iter": 300,
-            "clustering_learning_rate": 5e-4,
-            "split_merge_every": 30 * steps,
-            "freeze": 2 * steps,
-            "batch_size": 128,
-            "learning_rate_init": 2e-3,
-            "weight_decay": 5e-4,
-            "scale": False,
-            "tol": 1.0,
-        }
-        return cls(**{**settings, **parameters})
+        clusterer = DeepDPM.from_paper(
+            n_samples, n_clusters_init=3, scaling=None, max_iter=300, freeze=2 * steps
+        )
+        model = cls(
+            clusterer,
+            hidden_layer_sizes=(500, 500, 2000),
+            latent_dim=10,
+            pretrain_max_iter=100,
+            n_alternations=2,
+            max_iter=100,
+            reconstruction_weight=0.005,
+            relative_loss=False,
+            batch_size=128,
+            learning_rate_init=2e-3,
+            weight_decay=5e-4,
+            scale=False,
+        )
+        return model.set_params(**parameters)
 
     def score_samples(self, X):
         """Log-density of each row's code under the mixture.
@@ -558,8 +480,9 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
         log_density : ndarray of shape (n_samples,)
             In nats, for codes in the units of `transform`.
         """
-        return super().score_samples(X)
+        return self._apply("log_density", self._check_data(X))
 
+    @own_modes()
     def sample(self, n_samples=1):
         """Draw codes from the mixture, and decode them.
 
@@ -573,8 +496,9 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
         labels : ndarray of shape (n_samples,)
             Cluster that each row was drawn from.
         """
-        codes, labels = super().sample(n_samples)
-        return self.inverse_transform(codes), labels
+        check_is_fitted(self)
+        labels, noise = self._draw(n_samples, self._n_features_out)
+        return self.inverse_transform(draw_from_mixture(self, labels, noise)), labels
 
     # --- Hooks of the base class -----------------------------------------------------
 
@@ -582,25 +506,46 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
     def _n_features_out(self):
         return self._arguments["latent_dim"]
 
-    def _n_restarts(self, rows):
-        return BaseDeepMixture._n_restarts(self, rows)  # an encoder is always random
+    def _clusterer(self):
+        """The clusterer to use: a copy."""
+        if self.clusterer is None:
+            return DeepDPM(amortized=False, prior_scale="codes")
+        return clone(self.clusterer)
 
-    def _mixture_work(self, rows, n_features):
-        return super()._mixture_work(rows, self._network_arguments(n_features)["latent_dim"])
+    def _least_rows(self):
+        return "clusterer__n_clusters_init", self._clusterer().n_clusters_init
 
-    def _training_dtype(self, X):
-        return BaseDeepMixture._training_dtype(self, X)
+    def _continues(self):
+        # A fit that was interrupted in pretraining has no clusters to go on from.
+        return super()._continues() and self._clustered
+
+    def _check_continuation(self, rows):
+        super()._check_continuation(rows)
+        refuse_other_mixture(self._clusterer(), self._continued)
 
     def _check_parameters(self):
         super()._check_parameters()
         check_layer_sizes(self.hidden_layer_sizes)
+        clusterer = self._clusterer()
+        clusterer._validate_params()
+        clusterer._check_parameters()
+        if clusterer.scaling == "normalize":
+            raise ValueError(
+                "clusterer__scaling='normalize' leaves nothing of the codes but their directions, "
+                "and centres could not be decoded. Use 'standard' or None."
+            )
+
+    def _check_total_weight(self, rows):
+        warn_of_light_weights(rows)
 
     def _network_arguments(self, n_features):
-        latent_dim = self.latent_dim or min(LATENT_DIM, n_features)
-        mixture = self._mixture_arguments(latent_dim)
+        clusterer, latent_dim = self._clusterer(), self.latent_dim or min(LATENT_DIM, n_features)
+        continues = self._continues()
+        n_clusters = self._arguments["n_clusters"] if continues else clusterer.n_clusters_init
+        mixture = clusterer._mixture_arguments(latent_dim, n_clusters)
         return {
             "n_features": n_features,
-            "n_clusters": mixture["n_clusters"],
+            "n_clusters": n_clusters,
             "latent_dim": latent_dim,
             "hidden_layer_sizes": tuple(self.hidden_layer_sizes),
             "encoder": self.encoder,
@@ -609,88 +554,105 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
             "full": mixture["full"],
         }
 
-    def _init_network(self, rows, n_restarts, random_state, generator):
+    def _fitted_arguments(self, fit, network):
+        arguments = super()._fitted_arguments(fit, network)
+        return {**arguments, "n_clusters": len(network.mixture.means)}
+
+    def _step_work(self, rows):
+        latent_dim = self._network_arguments(rows.n_features)["latent_dim"]
+        return max(super()._step_work(rows), self._clusterer()._mixture_work(rows, latent_dim))
+
+    def _init_network(self, fit, n_restarts):
+        rows, generator = fit.rows, fit.rng.torch
         arguments = self._network_arguments(rows.n_features)
-        self._check_memory(arguments["latent_dim"], rows.device)
+        clusterer, latent_dim = self._clusterer(), arguments["latent_dim"]
+        mixture = clusterer._mixture_arguments(latent_dim, arguments["n_clusters"])
+        refuse_large_matrices(mixture, fit.device)
+        clusterer._prior_spread(rows.total_weight, latent_dim)  # raises now what it would later
         network = AutoencoderDPMNetwork(**arguments)
         parts = ("hidden_layer_sizes", "latent_dim", "encoder", "decoder")
         network.autoencoder = build_autoencoder(
             rows.n_features,
             generator=generator,
-            dtype=rows.dtype,
+            dtype=fit.dtype,
             **{name: arguments[name] for name in parts},
         )
-        network.clustering = self._draw_mixture(arguments["latent_dim"], generator)
+        network.clustering = draw_mixture(mixture, generator)
         # Equal clusters, for callbacks that predict while the autoencoder is trained alone.
         ones = torch.ones_like(network.mixture.means, dtype=torch.float64)
-        covariances = torch.diag_embed(ones) if self.covariance_type == "full" else ones
+        covariances = torch.diag_embed(ones) if mixture["full"] else ones
         network.mixture.set(ones[:, 0] / len(ones), 0 * ones, covariances)
-        network = network.to(rows.dtype)
+        network = network.to(fit.dtype)
         if self.scale:
             network.scaler.fit(*rows.moments())
         return network
 
-    def _train(self, network, rows, generator, random_state, reports):
-        # Raises before pretraining what the first clustering would.
-        self._prior_spread(rows.total_weight, network.mixture.means.shape[1])
-        told = {"network": network, "rows": rows, "generator": generator}
-        before = self._pretrain(reports=reports, **told)
-        whole = WholeReports(reports, partial(self._attributes_midway, network, rows))
-        history, clusterings, stopped = History(interrupted=before.interrupted), [], before.stopped
+    # --- Training --------------------------------------------------------------------
+
+    def _train(self, fit, network):
+        clusterer = self._clusterer()
+        before = self._pretrain(fit, network)
+        history = History(interrupted=before.interrupted, stopped=before.stopped)
         n_phases = self.n_alternations if trainable(network.autoencoder) and self.max_iter else 0
-        for number in range(n_phases + 1):
-            if number and not history.interrupted:
-                history = self._train_features(history, reports=reports, **told)
-            if history.interrupted:
-                break
-            found = self._cluster_codes(
-                random_state=random_state, reports=whole, again=number > 0, **told
-            )
-            clusterings.append(network.clustering)
-            stopped = stopped or history.stopped or found.stopped
-            history.interrupted = found.interrupted
-        history.stopped = stopped or history.stopped
-        settled = len(clusterings) == n_phases + 1 and found.converged
-        history.converged = settled and not history.stopped
+        found = []
+        while len(found) <= n_phases and not history.interrupted:
+            if found:
+                history = self._train_features(fit, network, history, found[-1])
+            if not history.interrupted:
+                found.append(self._cluster_codes(fit, network, clusterer, found))
+                history.interrupted = found[-1].history.interrupted
+                history.stopped |= found[-1].history.stopped
+        whole = len(found) == n_phases + 1 and not history.stopped
+        history.converged = whole and found[-1].history.converged
         history.before = {f"pretrain_{name}": values for name, values in before.terms.items()}
-        record(network, clusterings)
-        return history
+        history.others["n_clusters"] = np.array([len(f.mixture[0]) for f in found], dtype=int)
+        attributes = {
+            "clusterer_": clusterer,
+            "proposals_": numbered(found),
+            "_subnets_state": found[-1].subnets_state if found else None,
+            "_continued": clusterer._mixture_kind(),
+            "_clustered": len(found) > 0,
+        }
+        # Codes of another restart have other units: what counts is the gain over one cluster.
+        criterion = found[-1].criterion + found[-1].of_one if found else 0.0
+        return Trained(network.eval(), history, criterion, attributes=attributes)
 
-    def _minimize(self, *args, task="fit", **options):
-        if task != "clustering":  # of the autoencoder
-            options |= {"precision": self.precision, "weight_decay": self.weight_decay}
-        return super()._minimize(*args, task=task, **{"may_stop": False, **options})
+    def _minimize(self, fit, network, objective, **options):
+        autoencoder = {"precision": self.precision, "weight_decay": self.weight_decay}
+        return super()._minimize(fit, network, objective, may_stop=False, **autoencoder, **options)
 
-    def _pretrain(self, network, rows, **told):
+    def _pretrain(self, fit, network):
         """Train the autoencoder alone, and note its error."""
         history = History()
-        if self._continues():
+        if fit.continues:
             return history
         if trainable(network.autoencoder):
             objective = ReconstructionObjective(network.autoencoder, network.scaler)
-            options = {"max_iter": self.pretrain_max_iter, "task": "pretrain"}
-            history = self._minimize(objective, network, rows, **options, **told)
-        network.error.fill_(reconstruction_unit(network.eval(), rows, LEAST_ERROR))
+            stage = {"max_iter": self.pretrain_max_iter, "task": "pretrain"}
+            history = self._minimize(fit, network, objective, **stage)
+        network.error.fill_(reconstruction_unit(network.eval(), fit.rows, LEAST_ERROR))
         return history
 
-    def _train_features(self, before, network, rows, **told):
+    def _train_features(self, fit, network, before, found):
         """An alternation's epochs of the autoencoder, with the optimiser of the last."""
         network.train()
-        objective = self._objective_of_features(network)
+        objective = self._objective_of_features(network, found.mixture)
         optimizers = before.optimizers or None
         history = self._minimize(
-            objective, network, rows, max_iter=self.max_iter, optimizers=optimizers, **told
+            fit, network, objective, max_iter=self.max_iter, optimizers=optimizers
         )
         history.prepend(before)
+        history.stopped |= before.stopped
         return history
 
-    def _objective_of_features(self, network):
+    def _objective_of_features(self, network, mixture):
+        """The objective of an alternation, from weights, means and covariances of scaled codes."""
         clustering = network.clustering
         like, width = clustering.mixture.means, clustering.mixture.means.shape[1]
         if not self.relative_loss:
             weights = self.reconstruction_weight, 0.5 * self.clustering_weight
             return FeatureObjective(network, torch.eye(width).to(like), *weights)
-        weights, _, covariances = clustering.mixture.exact
+        weights, _, covariances = mixture
         within = torch.einsum("k,k...->...", weights, covariances)
         if covariances.dim() < 3:
             within = torch.diag(within.expand(width))
@@ -700,95 +662,85 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
         weights = self.reconstruction_weight / float(network.error), self.clustering_weight / width
         return FeatureObjective(network, matrix, *weights)
 
-    def _cluster_codes(self, network, rows, generator, random_state, reports, again):
-        """One whole clustering of the codes as they are now."""
+    def _cluster_codes(self, fit, network, clusterer, found):
+        """One whole clustering of the codes as they are now, after those of ``found``."""
         network.eval()
-        codes = self._codes(network, rows)
-        before, clustering = network.clustering, network.clustering
-        clustering.given = None
-        if again:
-            labels = labels_of(before, ScaledRows(codes, before.scaler))
-            clustering = self._draw_mixture(codes.n_features, generator)
-            clustering = clustering.to(rows.device, rows.dtype)
-            clustering.given = labels.unique(return_inverse=True)[1]
-            network.clustering = clustering
-        if again or not self._continues():
-            self._fit_scaler(clustering, codes)
+        codes = codes_of(network, fit.rows)
+        start = Start(subnets=getattr(self, "_subnets_state", None))
+        if found:
+            labels = labels_of(network.clustering, ScaledRows(codes, network.clustering.scaler))
+            start = Start(labels=labels.unique(return_inverse=True)[1])
+            arguments = clusterer._mixture_arguments(codes.n_features, clusterer.n_clusters_init)
+            network.clustering = draw_mixture(arguments, fit.rng.torch).to(fit.device, fit.dtype)
+        clustering = network.clustering
+        if found or not fit.continues:
+            clusterer._fit_scaler(clustering, codes)
         data = ScaledRows(codes, clustering.scaler)
-        if again and self.relative_loss:
-            left = share_of(data, clustering.given) / before.within
+        if found and self.relative_loss:
+            left = share_of(data, start.labels) / found[-1].within
             network.shrinkage.mul_(left).clamp_(min=LEAST_SHRINKAGE)
-        codes.prior_factor = float(network.shrinkage)
-        found = self._cluster(
-            clustering.train(),
-            data,
-            generator,
-            random_state,
-            reports,
-            max_iter=self.clustering_max_iter,
-            task="clustering",
-            learning_rate=self.clustering_learning_rate,
-        )
-        clustering.within = max(share_of(data, labels_of(clustering, data)), LEAST_SHRINKAGE)
-        clustering.log_posterior -= self._log_posterior_of_one(data)
-        return found
-
-    def _codes(self, network, rows):
-        codes = apply_batchwise(network.encode, rows)
-        weight = None if rows.uniform else rows.weight.cpu().double().numpy()
-        return Rows(codes, rows.device, rows.dtype, weight)
-
-    def _log_posterior_of_one(self, data):
-        """Of the partition of one cluster: restarts, whose codes differ, are compared above it."""
-        one = torch.zeros(len(data), dtype=torch.long, device=data.weight.device)
-        statistics = data.statistics(one, 1, self.covariance_type)
-        return float(log_evidence(self._prior(data), statistics)) + math.log(self.concentration)
-
-    # --- Hooks of the clustering -----------------------------------------------------
-
-    def _continues(self):
-        # A fit that was interrupted in pretraining has no clusters to go on from.
-        return super()._continues() and self._clustered
-
-    def _resumes(self, network):
-        return self._continues() and network.given is None
-
-    def _initial_labels(self, data, network, rows, random_state):
-        if network.given is None:
-            return super()._initial_labels(data, network, rows, random_state)
-        return network.given
-
-    def _prior(self, data):
-        prior = super()._prior(data)
-        return replace(prior, scale=prior.scale * data.rows.prior_factor)
-
-    def _auto_scale(self, total_weight, n_features):
-        return CODE_FLOOR * total_weight
+        if not found and fit.continues:
+            kind = clusterer.covariance_type
+            start = start._replace(mixture=mixture_to_scaled(self, clustering, kind))
+        elif not found:
+            start = Start(labels=clusterer._initial_labels(data, clustering.scaler, fit.rng))
+        prior = clusterer._prior(data, float(network.shrinkage))
+        stage = {"max_iter": clusterer.max_iter, "task": "clustering"}
+        with self._watched(fit, network, **stage) as watchers:
+            result = clusterer._cluster(clustering, data, prior, start, fit.rng, **watchers)
+        within = max(share_of(data, labels_of(clustering, data)), LEAST_SHRINKAGE)
+        one = log_posterior_of_one(data, prior, clusterer)
+        return CodesFit(**vars(result), within=within, of_one=one)
 
     # --- Fitted state ----------------------------------------------------------------
 
-    def _attributes(self, network, history, restart, rows, X):
-        fitted = super()._attributes(network, history, restart, rows, X)
-        return {**fitted, "_clustered": len(network.n_clusters) > 0}
-
-    def _fitted_attributes(self, network, rows, restart=0):
-        attributes = BaseDeepMixture._fitted_attributes(self, network, rows, restart)
+    def _fitted_attributes(self, fit, network, restart=0):
+        attributes = super()._fitted_attributes(fit, network, restart)
         attributes |= mixture_attributes(network.clustering)
-        means = torch.tensor(attributes["means_"]).to(rows.device, rows.dtype)
+        means = torch.tensor(attributes["means_"]).to(fit.device, fit.dtype)
         with torch.inference_mode():
             centers = network.decode(means)
         return {**attributes, "cluster_centers_": centers.double().cpu().numpy()}
 
-    def _concerns(self, history, rows):
+    def _concerns(self, fit, trained):
+        history, clusterer = trained.history, self.clusterer_
         ended = self.converged_ or history.interrupted or history.stopped
-        if not ended and self.tol > 0:
+        if not ended and clusterer.tol > 0:
             yield (
-                "The last clustering of AutoencoderDeepDPM did not settle in clustering_max_iter="
-                f"{self.clustering_max_iter} epochs: splits or merges may be left. Increase "
-                "clustering_max_iter, or set tol=0 for so many epochs and nothing else."
+                "The last clustering of AutoencoderDeepDPM did not settle in clusterer__max_iter="
+                f"{clusterer.max_iter} epochs: splits or merges may be left. Increase "
+                "clusterer__max_iter, or set clusterer__tol=0 for so many epochs and nothing else."
             )
-        if not history.interrupted:
-            yield from self._concerns_of_number(rows)
+        one = self.n_clusters_ == 1 and clusterer.max_clusters != 1
+        if one and not history.interrupted and fit.rows.moments()[1].any():
+            yield (
+                "AutoencoderDeepDPM found one cluster. Where more are expected: try another "
+                "latent_dim, more epochs of pretraining (pretrain_max_iter), or a smaller "
+                "clusterer__prior_scale."
+            )
+
+
+@dataclass
+class CodesFit(DPMFit):
+    """What a clustering of codes returns.
+
+    Attributes
+    ----------
+    within : float
+        `within_share` of the clusters that were found.
+    of_one : float
+        Log posterior of one cluster of all codes.
+    """
+
+    within: float = 1.0
+    of_one: float = 0.0
+
+
+def codes_of(network, rows):
+    """Codes of all rows, with their weights: Rows."""
+    codes = apply_batchwise(network.encode, rows)
+    weight = None if rows.uniform else rows.weight.cpu().double().numpy()
+    return Rows(codes, rows.device, rows.dtype, weight)
 
 
 def labels_of(clustering, data):
@@ -802,13 +754,14 @@ def share_of(data, labels):
     return within_share(data.statistics(labels, int(labels.max()) + 1, "diag"))
 
 
-def record(network, clusterings):
-    """Leave with the network what its clusterings leave."""
-    network.n_clusters = np.array([len(c.mixture.means) for c in clusterings], dtype=int)
-    network.proposals = np.array(
-        [(i, *row) for i, c in enumerate(clusterings) for row in c.proposals.tolist()],
-        dtype=[("clustering", int), *PROPOSAL.descr],
-    )
-    last = clusterings[-1] if clusterings else None
-    network.subnets_state = last and last.subnets_state
-    network.log_posterior = last.log_posterior if last is not None else 0.0
+def log_posterior_of_one(data, prior, clusterer):
+    """Log posterior of the partition into one cluster of all rows: float."""
+    one = torch.zeros(len(data), dtype=torch.long, device=data.weight.device)
+    statistics = data.statistics(one, 1, clusterer.covariance_type)
+    return float(log_evidence(prior, statistics)) + math.log(clusterer.concentration)
+
+
+def numbered(found):
+    """Proposals of all clusterings in one array, whose first field is the clustering's number."""
+    rows = [(i, *row) for i, fit in enumerate(found) for row in fit.proposals.tolist()]
+    return np.array(rows, dtype=[("clustering", int), *PROPOSAL.descr])

@@ -18,6 +18,7 @@ from deepmix._torch import sum_batchwise
 from deepmix.base import OnlineMixin, StrOptions
 from deepmix.center_mixture import CenterMixture
 from deepmix.distributions import DirichletPrior, log_mean_resp
+from deepmix.fitting import Trained
 from deepmix.initialization import check_centers, initial_centers, sample_rows
 from deepmix.networks import ClusteringNetwork, Standardizer
 from deepmix.training import Objective, Phase
@@ -538,23 +539,24 @@ class ClusteringModule(OnlineMixin, CenterMixture):
     def _n_features_out(self):
         return self.n_clusters_
 
-    def _n_restarts(self, rows):
+    def _n_restarts(self, fit):
         fixed = not isinstance(self.init, str) and not callable(self.init)
-        return 1 if fixed else super()._n_restarts(rows)
+        return 1 if fixed else super()._n_restarts(fit)
 
     def _network_arguments(self, n_features):
         return {"n_features": n_features, "n_clusters": self.n_clusters}
 
-    def _init_network(self, rows, n_restarts, random_state, generator):
+    def _init_network(self, fit, n_restarts):
+        rows = fit.rows
         network = StandardizedClusteringNetwork(rows.n_features, self.n_clusters, n_restarts)
-        network = network.to(rows.dtype)
+        network = network.to(fit.dtype)
         if self.scale:
             network.scaler.fit(*rows.moments())
         if isinstance(self.init, str) and self.init == "random":
-            network.clustering.init_random(generator)  # drawn on the CPU for every device
+            network.clustering.init_random(fit.rng.torch)  # drawn on the CPU for every device
             return network
-        network = network.to(rows.device)
-        centers = self._initial_centers(network, rows, n_restarts, random_state)
+        network = network.to(fit.device)
+        centers = self._initial_centers(fit, network, n_restarts)
         if self.encoder_init == "pinv":
             network.clustering.init_pseudo_inverse(centers)
         else:
@@ -562,8 +564,9 @@ class ClusteringModule(OnlineMixin, CenterMixture):
             network.clustering.init_centers(centers, temperature)
         return network
 
-    def _initial_centers(self, network, rows, n_restarts, random_state):
+    def _initial_centers(self, fit, network, n_restarts):
         """Centres in standardised units: Tensor of shape (n_restarts, K, d)."""
+        rows, random_state = fit.rows, fit.rng.numpy
         if not isinstance(self.init, str) and not callable(self.init):
             centers = check_centers(self.init, self.n_clusters, rows.n_features)
             return network.scaler(torch.tensor(centers).to(network.scaler.mean))[None]
@@ -574,15 +577,13 @@ class ClusteringModule(OnlineMixin, CenterMixture):
         ]
         return torch.tensor(np.stack(starts), dtype=rows.dtype)
 
-    def _objective(self, network, rows):
-        variance = standardized_variance(network, rows)
+    def _objective(self, fit, network):
+        variance = standardized_variance(network, fit.rows)
         prior = DirichletPrior(self.concentration, variance, network.scaler.scale)
         return ClusteringObjective(network.scaler, network.clustering, prior)
 
-    def _train(self, network, rows, generator, random_state, reports):
-        objective = self._objective(network, rows)
-        return self._minimize_and_average(objective, network, rows, reports, generator=generator)
-
-    def _criterion(self, network, rows):
+    def _train(self, fit, network):
+        history = self._minimize_and_average(fit, network, self._objective(fit, network))
         criterion = {"inertia": inertia, "sparsity": ambiguity}[self.selection]
-        return restart_criterion(criterion, network.scaler, network.clustering, rows)
+        values = restart_criterion(criterion, network.scaler, network.clustering, fit.rows)
+        return Trained(network.eval(), history, values)

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from sklearn.base import _fit_context
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from deepmix._torch import make_generator, own_modes, sum_batchwise, threads_for
 from deepmix.base import BaseDeepMixture, Interval, StrOptions
 from deepmix.center_mixture import DecoderMixin
+from deepmix.fitting import Fit, RandomStreams, Trained
 from deepmix.gaussian_mixture import (
     COVARIANCE_TYPES,
     MixtureParameters,
@@ -455,9 +455,10 @@ class DCAN(DecoderMixin, BaseDeepMixture):
             rows = self._training_rows(X, weight, self._prediction_device())
             with threads_for(self._step_work(rows)):
                 network = self._rebuild(rows.dtype, rows.device)
-                rows.width = network.width
-                self._read_out(network, rows)
-                fitted = self._fitted_attributes(network, rows)
+                fit = Fit(rows, X, RandomStreams(self.random_state))
+                fit = fit.through(network)
+                lost = self._read_out(fit, network)
+                fitted = {**self._fitted_attributes(fit, network), **lost}
                 # As they were trained, whatever the parameters are now.
                 fitted |= {"_arguments": self._arguments, "n_clusters_": self.n_clusters_}
                 fitted["labels_"] = self._labels(X, fitted["_state"], self._arguments)
@@ -534,7 +535,8 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         check_layer_sizes(self.hidden_layer_sizes)
         check_layer_sizes(self.critic_hidden_layer_sizes, "critic_hidden_layer_sizes")
 
-    def _init_network(self, rows, n_restarts, random_state, generator):
+    def _init_network(self, fit, n_restarts):
+        rows, generator = fit.rows, fit.rng.torch
         arguments = self._network_arguments(rows.n_features)
         network = DCANNetwork(**arguments)
         parts = ("hidden_layer_sizes", "activation", "encoder", "decoder")
@@ -562,24 +564,25 @@ class DCAN(DecoderMixin, BaseDeepMixture):
 
     # --- Training --------------------------------------------------------------------
 
-    def _train(self, network, rows, generator, random_state, reports):
-        told = {"network": network, "rows": rows, "reports": reports, "generator": generator}
+    def _train(self, fit, network):
         before = History()
-        if not self._continues():
-            before = self._pretrain(told)
-            self._start(network.eval(), rows, random_state)
+        if not fit.continues:
+            before = self._pretrain(fit, network)
+            self._start(fit, network.eval())
             network.train()
         history = History(interrupted=before.interrupted)
         if not before.interrupted and trainable(network.autoencoder.encoder):
+            settings = self._settings(fit)
             history = self._minimize(
-                OBJECTIVES[self.divergence](network, rows, self._settings(rows), generator),
-                max_iter=self._n_epochs(rows),
+                fit,
+                network,
+                OBJECTIVES[self.divergence](network, fit.rows, settings, fit.rng.torch),
+                max_iter=self._n_epochs(fit.rows),
                 solver=self.solver,
                 momentum=self.momentum,
-                **told,
             )
         history.before = {f"pretrain_{name}": values for name, values in before.terms.items()}
-        return history
+        return Trained(network.eval(), history, within_components(network, fit.rows))
 
     def _minimize(self, *args, **options):
         return super()._minimize(*args, precision=self.precision, **options)
@@ -592,11 +595,11 @@ class DCAN(DecoderMixin, BaseDeepMixture):
             return self.max_iter
         return -(-STEPS // len(rows.batch_sizes(self._batch_size(rows))))
 
-    def _settings(self, rows):
+    def _settings(self, fit):
         weight = self.clustering_weight
         return Settings(
             clustering_weight=CLUSTERING_WEIGHTS[self.divergence] if weight == "auto" else weight,
-            warm_up=0 if self._continues() else self.warm_up,
+            warm_up=0 if fit.continues else self.warm_up,
             reconstruction_weight=self.reconstruction_weight,
             update_every=self.update_every,
             pool_size=self.pool_size,
@@ -605,27 +608,24 @@ class DCAN(DecoderMixin, BaseDeepMixture):
             equal_weights=self.equal_weights,
             saturating=self.generator_loss == "saturating",
             label_smoothing=self.label_smoothing,
-            batch_size=self._batch_size(rows),
+            batch_size=self._batch_size(fit.rows),
         )
 
-    def _pretrain(self, told):
-        network, rows = told["network"], told["rows"]
+    def _pretrain(self, fit, network):
+        rows = fit.rows
         if not trainable(network.autoencoder):
             return History()
         batch_size, n_epochs = 2 * self._batch_size(rows), self.pretrain_max_iter
         if n_epochs == "auto":
             n_steps = len(rows.batch_sizes(batch_size))
             n_epochs = int(np.clip(-(-PRETRAIN_STEPS // n_steps), *PRETRAIN_EPOCHS))
-        return self._minimize(
-            ReconstructionObjective(network.autoencoder, network.scaler),
-            max_iter=n_epochs,
-            batch_size=batch_size,
-            task="pretrain",
-            **told,
-        )
+        objective = ReconstructionObjective(network.autoencoder, network.scaler)
+        stage = {"max_iter": n_epochs, "batch_size": batch_size, "task": "pretrain"}
+        return self._minimize(fit, network, objective, **stage)
 
-    def _start(self, network, rows, random_state):
+    def _start(self, fit, network):
         """Units of codes and losses, and components by k-means."""
+        rows, random_state = fit.rows, fit.rng.numpy
         self._normalize(network, rows)
         network.error_unit.fill_(reconstruction_unit(network, rows, LEAST_ERROR))
         sample = sample_rows(rows, network.encode, self.n_clusters, random_state, CODES)
@@ -659,45 +659,33 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         first, second = (sum_batchwise(sums, rows) / rows.total_weight).chunk(2)
         network.normalize(first, float((second - first.square()).mean()))
 
-    def _criterion(self, network, rows):
-        """Share of the codes' variance that lies within components."""
-
-        def sums(batch, weight):
-            z, tracked = network.encode(batch), network.tracked
-            near = squared_error(z, tracked.means[tracked.assign(z)], weight)
-            return torch.cat([near[None], weight @ z, (weight @ z.square()).sum()[None]]).cpu()
-
-        near, *first, second = sum_batchwise(sums, rows).double() / rows.total_weight
-        total = second - torch.stack(first).square().sum()
-        return float(near / total.clamp_min(torch.finfo(rows.dtype).eps))
-
     # --- The mixture of the final codes ----------------------------------------------
 
-    def _attributes(self, network, history, restart, rows, X):
-        if history.n_iter or not self._continues():
-            self._normalize(network, rows)
-            self._read_out(network, rows)
+    def _attributes(self, fit, trained):
+        network = trained.network
+        if trained.history.n_iter or not fit.continues:
+            self._normalize(network, fit.rows)
+            trained.attributes |= self._read_out(fit, network)
         else:  # nothing has changed
             network.mixture.exact = self._mixture()
-        return super()._attributes(network, history, restart, rows, X)
+        return super()._attributes(fit, trained)
 
-    def _read_out(self, network, rows):
-        """Fit the mixture that predictions are made from."""
-        random_state = check_random_state(self.random_state)
+    def _read_out(self, fit, network):
+        """Fit the mixture that predictions are made from; dict of further attributes."""
+        rows, rng = fit.rows, fit.rng.child("read-out")
         n_clusters = len(network.tracked.weights)
-        sample = sample_rows(rows, network.encode, n_clusters, random_state, FINAL_CODES)
+        sample = sample_rows(rows, network.encode, n_clusters, rng.numpy, FINAL_CODES)
         codes, weight = canonical_order(*sample)
         z = torch.from_numpy(codes).to(rows.device)
         weight = None if weight is None else torch.from_numpy(weight).to(z.device)
         own = network.tracked.assign(z, self.assignment == "literal")
         counts = torch.bincount(own, minlength=n_clusters)
-        self._n_lost = int((counts == 0).sum())
         network.publish()
         if self.covariance_type != "tracked":
-            fit = search_mixture(
+            found = search_mixture(
                 z.double(),
                 n_clusters,
-                make_generator(random_state),
+                rng.torch,
                 weight,
                 starts=[network.mixture.exact],
                 covariance_type=self._readout_type(rows.total_weight, n_clusters, z.shape[1]),
@@ -705,7 +693,8 @@ class DCAN(DecoderMixin, BaseDeepMixture):
                 reg_covar=REG_COVAR,
                 n_init=self.readout_n_init,
             )
-            network.set_mixture(fit.parameters)
+            network.set_mixture(found.parameters)
+        return {"_n_lost": int((counts == 0).sum())}
 
     def _readout_type(self, n_rows, n_clusters, n_dimensions):
         if self.covariance_type != "auto":
@@ -717,12 +706,12 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         arrays = (self.weights_, self.means_, self.covariances_)
         return MixtureParameters(*map(torch.tensor, arrays), self.covariance_type_)
 
-    def _attributes_midway(self, network, rows):
+    def _attributes_midway(self, fit, network):
         network.publish()
-        return super()._attributes_midway(network, rows)
+        return super()._attributes_midway(fit, network)
 
-    def _fitted_attributes(self, network, rows, restart=0):
-        attributes = super()._fitted_attributes(network, rows, restart)
+    def _fitted_attributes(self, fit, network, restart=0):
+        attributes = super()._fitted_attributes(fit, network, restart)
         with torch.inference_mode():
             centers = network.decode(network.mixture.means)
         mixture, tracked = network.mixture.exact, network.tracked
@@ -738,8 +727,8 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         arrays = {name: value.double().cpu().numpy().copy() for name, value in arrays.items()}
         return {**attributes, **arrays, "covariance_type_": mixture.covariance_type}
 
-    def _concerns(self, history, rows):
-        yield from super()._concerns(history, rows)
+    def _concerns(self, fit, trained):
+        yield from super()._concerns(fit, trained)
         # Where clusters are lost to the predictions too, that has been said.
         if self._n_lost and len(np.unique(self.labels_)) == self.n_clusters_:
             yield (
@@ -747,3 +736,16 @@ class DCAN(DecoderMixin, BaseDeepMixture):
                 "followed have lost all their rows. Raise warm_up, lower clustering_weight or "
                 "learning_rate_init, or raise reconstruction_weight."
             )
+
+
+def within_components(network, rows):
+    """Share of the codes' variance that lies within the components of the tracked mixture."""
+
+    def sums(batch, weight):
+        z, tracked = network.encode(batch), network.tracked
+        near = squared_error(z, tracked.means[tracked.assign(z)], weight)
+        return torch.cat([near[None], weight @ z, (weight @ z.square()).sum()[None]]).cpu()
+
+    near, *first, second = sum_batchwise(sums, rows).double() / rows.total_weight
+    total = second - torch.stack(first).square().sum()
+    return float(near / total.clamp_min(torch.finfo(rows.dtype).eps))

@@ -10,6 +10,7 @@ equations are in `deepmix.mixture.dirichlet_process_mixture`.
 
 import warnings
 from functools import wraps
+from inspect import signature
 from numbers import Integral, Real
 
 import numpy as np
@@ -19,20 +20,22 @@ from sklearn.utils.validation import check_is_fitted
 from deepmix._torch import load_state, own_modes, physical_memory
 from deepmix.base import BaseDeepMixture, Interval, StrOptions
 from deepmix.distributions import NormalInverseWishart
+from deepmix.fitting import Trained
 from deepmix.initialization import initial_centers, sample_rows
 from deepmix.linalg import cholesky
 from deepmix.mixture.dirichlet_process_mixture import (
     PRODUCTS,
     AmortizedObjective,
     DPMNetwork,
-    MixtureObjective,
-    Settled,
+    Start,
     SubclusteringNets,
+    fit_by_em,
+    fit_by_nets,
 )
 from deepmix.networks import check_layer_sizes, materialize
 from deepmix.proposals import LOOK_AHEAD, Splitter
-from deepmix.scaled_rows import CHUNK, ScaledRows
-from deepmix.split_merge import PROPOSAL, Partition
+from deepmix.scaled_rows import ScaledRows
+from deepmix.split_merge import Partition
 
 # The prior scale 'auto', in units of the variance of a feature: a floor for each row, so that no
 # cluster of all rows is thinner than .3 % of the data's deviation and one of a tenth of them than
@@ -43,6 +46,11 @@ FLOOR, SHARE, FEW_ROWS = 1e-5, 0.05, 300
 RESTARTS, RESTARTED_ROWS = 5, 500
 # Total sample weight below which a fit warns: so few observations never support two clusters.
 LIGHT = 10.0
+
+# Codes of an autoencoder fill space more evenly than an embedding made for clusters does: this
+# prior scale for each row lets no cluster of a tenth of the rows be thinner than a fifth of the
+# deviation of the codes.
+CODE_FLOOR = 3.5e-3
 
 # Matrices of full covariances that are held at once for each of the pieces into which a look ahead
 # cuts a cluster: statistics, posteriors, factors. Measured: ten to fifteen.
@@ -77,6 +85,11 @@ def auto_scale(n_rows, n_features):
 # --- Memory ----------------------------------------------------------------------------
 
 
+def scale_for_codes(n_rows, n_features):
+    """Scale of the prior for codes of an autoencoder, of variance one: float."""
+    return CODE_FLOOR * n_rows
+
+
 def matrices_bytes(n_clusters, n_features):
     """Bytes that the full covariances of a fit take at its peak, at least.
 
@@ -99,13 +112,15 @@ def matrices_bytes(n_clusters, n_features):
 
 def finds_its_number(init):
     """Decorate an ``__init__`` to say what to use in place of ``n_clusters``."""
+    prefix = "clusterer__" if "clusterer" in signature(init).parameters else ""
 
     @wraps(init)
     def explain(self, *args, **parameters):
         if "n_clusters" in parameters:
             raise TypeError(
                 f"{type(self).__name__} finds the number of clusters and has no n_clusters. Set "
-                "n_clusters_init to begin with a number, max_clusters to stay below one."
+                f"{prefix}n_clusters_init to begin with a number, {prefix}max_clusters to stay "
+                "below one."
             )
         init(self, *args, **parameters)
 
@@ -136,11 +151,12 @@ class DeepDPM(BaseDeepMixture):
     concentration : float, default=10.0
         Of the Dirichlet process (alpha). Of little influence: a proposal is a matter of hundreds
         of nats, and this enters by its logarithm.
-    prior_scale : 'auto', float or array-like, default='auto'
+    prior_scale : {'auto', 'codes'}, float or array-like, default='auto'
         Scale matrix of the inverse Wishart prior (Psi), in the scaled features: a number for a
         multiple of the identity, an array of shape (n_features,) or (n_features, n_features).
-        'auto' is `auto_scale` of the number of rows. The larger it is, the fewer clusters where
-        rows are many.
+        'auto' is `auto_scale` of the number of rows; 'codes' is 0.0035 times that number, far more,
+        for codes of an autoencoder, which fill space evenly. The larger it is, the fewer clusters
+        where rows are many.
     prior_dof : float or None, default=None
         Its degrees of freedom (nu); None is n_features + 2.
     prior_kappa : float, default=0.05
@@ -254,7 +270,7 @@ class DeepDPM(BaseDeepMixture):
         "covariance_type": [StrOptions({"full", "diag", "spherical"})],
         "concentration": [Interval(Real, 0, None, closed="neither")],
         "prior_scale": [
-            StrOptions({"auto"}),
+            StrOptions({"auto", "codes"}),
             Interval(Real, 0, None, closed="neither"),
             "array-like",
         ],
@@ -271,13 +287,7 @@ class DeepDPM(BaseDeepMixture):
     _network_class = DPMNetwork
     _relative_weights = False
     _transform_output = "resp"
-    _hint_of_number = (
-        "Where more are expected: reduce many columns by PCA or UMAP to 5 to 50; try scaling=None "
-        "where all columns have one unit, covariance_type='diag' or 'spherical', or a smaller "
-        "prior_scale."
-    )
-    _n_clusters_parameter = "n_clusters_init"
-    _layers_parameter = "hidden_layer_sizes"  # of the clustering net
+    _partition_class, _objective_class = Partition, AmortizedObjective
 
     @finds_its_number
     def __init__(
@@ -401,10 +411,7 @@ class DeepDPM(BaseDeepMixture):
         """
         check_is_fitted(self)
         labels, noise = self._draw(n_samples, self.means_.shape[1])
-        if self.covariances_.ndim == 3:
-            factor = cholesky(torch.tensor(self.covariances_)).numpy()[labels]
-            return self.means_[labels] + np.einsum("nij,nj->ni", factor, noise), labels
-        return self.means_[labels] + np.sqrt(self.covariances_)[labels] * noise, labels
+        return draw_from_mixture(self, labels, noise), labels
 
     # --- Hooks of the base class -----------------------------------------------------
 
@@ -412,21 +419,18 @@ class DeepDPM(BaseDeepMixture):
     def _n_features_out(self):
         return self.n_clusters_
 
-    def _n_restarts(self, rows):
+    def _least_rows(self):
+        return "n_clusters_init", self.n_clusters_init
+
+    def _n_restarts(self, fit):
         random = self.amortized or self.stochastic or self.n_clusters_init > 1
-        if self.n_init == "auto" and not self._continues():
-            return RESTARTS if self.amortized and rows.total_weight < RESTARTED_ROWS else 1
-        return super()._n_restarts(rows) if random else 1
+        if self.n_init == "auto" and not fit.continues:
+            return RESTARTS if self.amortized and fit.rows.total_weight < RESTARTED_ROWS else 1
+        return super()._n_restarts(fit) if random else 1
 
     def _check_continuation(self, rows):
         super()._check_continuation(rows)
-        for name, before in self._continued.items():
-            now = getattr(self, name)
-            if now != before:
-                raise ValueError(
-                    f"Training goes on with a model of {name}={before!r}; got {name}={now!r}. "
-                    "Call fit with warm_start=False to start anew."
-                )
+        refuse_other_mixture(self, self._continued)
 
     def _training_dtype(self, X):
         # Without nets nothing is gained by fewer digits.
@@ -434,11 +438,11 @@ class DeepDPM(BaseDeepMixture):
 
     def _check_parameters(self):
         super()._check_parameters()
-        sizes = self._clustering_layer_sizes()
-        check_layer_sizes(sizes, self._layers_parameter)
+        sizes = self.hidden_layer_sizes
+        check_layer_sizes(sizes)
         if len(sizes) == 0:
             raise ValueError(
-                f"{self._layers_parameter} must hold one or more integers >= 1; got {sizes!r}. "
+                f"hidden_layer_sizes must hold one or more integers >= 1; got {sizes!r}. "
                 "(50,) is the paper's."
             )
         if self.max_clusters is not None and self.max_clusters < self.n_clusters_init:
@@ -447,54 +451,29 @@ class DeepDPM(BaseDeepMixture):
                 f"{self.n_clusters_init}. Raise the one or lower the other."
             )
 
-    def _clustering_layer_sizes(self):
-        return getattr(self, self._layers_parameter)
-
     def _network_arguments(self, n_features):
-        return self._mixture_arguments(n_features)
+        n_clusters = self._arguments["n_clusters"] if self._continues() else self.n_clusters_init
+        return self._mixture_arguments(n_features, n_clusters)
 
-    def _mixture_arguments(self, n_features):
-        sizes = tuple(self._clustering_layer_sizes()) if self.amortized else None
+    def _mixture_arguments(self, n_features, n_clusters):
+        """Arguments of a `DPMNetwork`, here and in an estimator that clusters codes by this one."""
         return {
             "n_features": n_features,
-            "n_clusters": self._n_clusters_to_begin_with(),
-            "hidden_layer_sizes": sizes,
+            "n_clusters": n_clusters,
+            "hidden_layer_sizes": tuple(self.hidden_layer_sizes) if self.amortized else None,
             "full": self.covariance_type == "full",
             "normalize": self.scaling == "normalize",
         }
 
-    def _n_clusters_to_begin_with(self):
-        return self._arguments["n_clusters"] if self._continues() else self.n_clusters_init
-
-    def _fitted_arguments(self, network, rows):
-        arguments = self._network_arguments(rows.n_features)
+    def _fitted_arguments(self, fit, network):
+        arguments = super()._fitted_arguments(fit, network)
         return {**arguments, "n_clusters": len(network.mixture.means)}
 
-    def _check_memory(self, n_features, device):
-        """Refuse full covariances of so many features that no memory holds them."""
-        if self.covariance_type != "full":
-            return
-        n_clusters = self._n_clusters_to_begin_with()
-        needed, present = matrices_bytes(n_clusters, n_features), physical_memory(device)
-        if needed > present:
-            raise ValueError(
-                f"Full covariances of n_features={n_features} and {n_clusters} cluster(s) take "
-                f"{needed / 2**30:.3g} GiB at once; {device} has {present / 2**30:.3g} GiB. Use "
-                "covariance_type='diag' or 'spherical', reduce the features first (PCA), or learn "
-                "fewer (AutoencoderDeepDPM, latent_dim)."
-            )
-
-    def _init_network(self, rows, n_restarts, random_state, generator):
-        self._check_memory(rows.n_features, rows.device)
-        network = self._draw_mixture(rows.n_features, generator)
-        return self._fit_scaler(network.to(rows.dtype), rows)
-
-    def _draw_mixture(self, n_features, generator):
-        """A mixture without data, its net with weights from the generator."""
-        network = DPMNetwork(**self._mixture_arguments(n_features))
-        if network.net is not None:
-            network.net = materialize(network.net, generator)
-        return network
+    def _init_network(self, fit, n_restarts):
+        arguments = self._network_arguments(fit.rows.n_features)
+        refuse_large_matrices(arguments, fit.device)
+        network = draw_mixture(arguments, fit.rng.torch).to(fit.dtype)
+        return self._fit_scaler(network, fit.rows)
 
     def _fit_scaler(self, network, rows):
         if self.scaling == "standard":
@@ -510,91 +489,89 @@ class DeepDPM(BaseDeepMixture):
         return products * (n_features if self.covariance_type == "full" else 1)
 
     def _check_total_weight(self, rows):
-        n_rows = len(rows.visited)
-        if rows.total_weight < min(LIGHT, n_rows / 2):
-            warnings.warn(
-                f"The sample weights sum to {rows.total_weight:.3g}, and {n_rows} rows count no "
-                "more than so many rows of weight 1. Multiply the weights by the number of rows "
-                "divided by their sum if only their ratios are meant.",
-                UserWarning,
-                stacklevel=6,  # fit's caller
-            )
+        warn_of_light_weights(rows)
 
-    def _train(self, network, rows, generator, random_state, reports):
-        data, options = ScaledRows(rows, network.scaler), {"max_iter": self.max_iter}
-        return self._cluster(network, data, generator, random_state, reports, **options)
+    def _train(self, fit, network):
+        data = ScaledRows(fit.rows, network.scaler)
+        prior = self._prior(data)
+        if fit.continues:
+            start = Start(mixture=mixture_to_scaled(self, network), subnets=self._subnets_state)
+        else:
+            start = Start(labels=self._initial_labels(data, network.scaler, fit.rng))
+        with self._watched(fit, network, max_iter=self.max_iter) as watchers:
+            found = self._cluster(network, data, prior, start, fit.rng, **watchers)
+        found.history.others["n_clusters"] = found.n_clusters
+        attributes = {
+            "proposals_": found.proposals,
+            "_subnets_state": found.subnets_state,
+            "_continued": self._mixture_kind(),
+        }
+        return Trained(network.eval(), found.history, found.criterion, attributes=attributes)
 
-    def _resumes(self, network):
-        """Whether a clustering goes on from the mixture of the last fit."""
-        return self._continues()
-
-    def _cluster(self, network, data, generator, random_state, reports, **options):
-        """Find the clusters of these rows: one whole training of the mixture."""
-        rows, prior = data.rows, self._prior(data)
+    def _cluster(self, network, data, prior, start, rng, **watchers):
+        """Find the clusters of these rows, one whole training of the mixture: `DPMFit`."""
         splitter = Splitter(data, prior, float(np.log(self.concentration)))
-        draws = generator if self.stochastic else None
-        partition = Partition(data, prior, splitter, self.max_clusters, self.check_unions, draws)
-        if self._resumes(network):
-            labels = data.map(lambda x, part: network.labels(x.to(rows.dtype)))
-            partition.resume(labels, *mixture_to_scaled(self, network))
-        else:
-            partition.start(self._initial_labels(data, network, rows, random_state))
-        objective = self._objective(network, partition, generator)
-        options["generator"] = generator if self.amortized else None
-        if not self.amortized:
-            options["batch_size"] = max(256, CHUNK // rows.n_features)
-        history = self._minimize(
-            objective,
-            network,
-            rows,
-            reports,
-            may_stop=False,
-            callbacks=[Settled(objective)] if self.tol > 0 else [],
-            **options,
+        draws = rng.torch if self.stochastic else None
+        partition = self._partition_class(
+            data, prior, splitter, self.max_clusters, self.check_unions, draws
         )
-        objective.finish()
-        network.log_posterior = partition.score()
-        network.subnets_state = objective.subnets_state()
-        network.proposals = np.array(partition.proposals, dtype=PROPOSAL)
-        network.n_clusters = np.array(objective.n_clusters[: history.n_iter], dtype=int)
-        return history
-
-    def _objective(self, network, partition, generator):
-        if not self.amortized:
-            return MixtureObjective(network, partition, self.tol)
         like = network.mixture.means
-        width = self._clustering_layer_sizes()[0]
-        subnets = SubclusteringNets(like.shape[1], partition.n_clusters, width).draw(generator)
-        if self._resumes(network):
-            load_state(subnets, self._subnets_state)
+        if start.mixture is None:
+            partition.start(start.labels)
         else:
+            labels = data.map(lambda x, part: network.labels(x.to(like.dtype)))
+            partition.resume(labels, start.mixture)
+        options = {"max_iter": self.max_iter, "tol": self.tol, **watchers}
+        if not self.amortized:
+            return fit_by_em(network, partition, **options)
+        width = self.hidden_layer_sizes[0]
+        subnets = SubclusteringNets(like.shape[1], partition.n_clusters, width).draw(rng.torch)
+        if start.mixture is None:
             network.inherit(torch.arange(partition.n_clusters) % network.net[-1].out_features)
-        return AmortizedObjective(
+        else:
+            load_state(subnets, start.subnets)
+        return fit_by_nets(
             network,
             partition,
-            self.tol,
-            subnets=subnets.to(like),
-            generator=generator,
+            subnets.to(like),
+            batch_size=self._batch_size(data.rows),
+            learning_rate=self.learning_rate_init,
+            subcluster_learning_rate=self.subcluster_learning_rate,
             split_merge_every=self.split_merge_every,
             freeze=self.freeze,
-            rate=self.subcluster_learning_rate,
+            generator=rng.torch,
+            objective_class=self._objective_class,
+            **options,
         )
 
-    def _initial_labels(self, data, network, rows, random_state):
-        if self.n_clusters_init == 1:
+    def _mixture_kind(self):
+        """What must stay if training is to go on from a fitted mixture."""
+        return {name: getattr(self, name) for name in ("covariance_type", "scaling")}
+
+    def _initial_labels(self, data, scaler, rng):
+        """Clusters to begin with, one or by k-means: Tensor of shape (n,)."""
+        rows, n_clusters = data.rows, self.n_clusters_init
+        if n_clusters == 1:
             return torch.zeros(len(data), dtype=torch.long, device=rows.device)
-        X, weight = sample_rows(rows, network.scaler, self.n_clusters_init, random_state)
-        centers = initial_centers("k-means", X, self.n_clusters_init, random_state, weight)
+        X, weight = sample_rows(rows, scaler, n_clusters, rng.numpy)
+        centers = initial_centers("k-means", X, n_clusters, rng.numpy, weight)
         centers = torch.tensor(centers, dtype=torch.float64, device=rows.device)
         labels = data.map(lambda x, part: torch.cdist(x, centers).argmin(dim=1))
         return labels.unique(return_inverse=True)[1]
 
-    def _prior(self, data):
-        """The normal-inverse-Wishart prior, around the mean of the scaled rows."""
+    def _prior(self, data, factor=1.0):
+        """The normal-inverse-Wishart prior around the mean of the scaled rows.
+
+        Parameters
+        ----------
+        data : ScaledRows
+        factor : float
+            Multiplies its scale matrix.
+        """
         mean = sum(data.weight[part] @ x for part, x in data.chunks()) / data.total_weight
         dof, scale = self._prior_spread(data.total_weight, len(mean))
         kappa, dof = mean.new_tensor(self.prior_kappa), mean.new_tensor(dof)
-        return NormalInverseWishart(mean, kappa, dof, mean.new_tensor(scale))
+        return NormalInverseWishart(mean, kappa, dof, factor * mean.new_tensor(scale))
 
     def _prior_spread(self, total_weight, n_features):
         """Degrees of freedom and scale of the prior."""
@@ -606,12 +583,10 @@ class DeepDPM(BaseDeepMixture):
             )
         return dof, self._prior_scale(total_weight, n_features)
 
-    def _auto_scale(self, total_weight, n_features):
-        return auto_scale(total_weight, n_features)
-
     def _prior_scale(self, total_weight, n_features):
         if isinstance(self.prior_scale, str):
-            scale = np.full(n_features, self._auto_scale(total_weight, n_features))
+            rule = {"auto": auto_scale, "codes": scale_for_codes}[self.prior_scale]
+            scale = np.full(n_features, rule(total_weight, n_features))
         else:
             scale = np.asarray(self.prior_scale, dtype=np.float64)
             scale = np.full(n_features, float(scale)) if scale.ndim == 0 else scale
@@ -622,7 +597,7 @@ class DeepDPM(BaseDeepMixture):
             valid = np.allclose(scale, scale.T) and np.linalg.eigvalsh(scale)[0] > 0
         if not valid:
             raise ValueError(
-                f"prior_scale must be 'auto', a positive number, or an array of shape "
+                f"prior_scale must be 'auto', 'codes', a positive number, or an array of shape "
                 f"({n_features},) or ({n_features}, {n_features}) that is positive definite; got "
                 f"{self.prior_scale!r}."
             )
@@ -631,25 +606,12 @@ class DeepDPM(BaseDeepMixture):
         # One variance for all features is informed by each of them.
         return diagonal if self.covariance_type == "diag" else diagonal.sum()
 
-    def _criterion(self, network, rows):
-        values = torch.stack([v.sum() for v in network.mixture.exact])
-        return -network.log_posterior if torch.isfinite(values).all() else np.inf
-
-    def _fitted_attributes(self, network, rows, restart=0):
-        attributes = super()._fitted_attributes(network, rows, restart)
+    def _fitted_attributes(self, fit, network, restart=0):
+        attributes = super()._fitted_attributes(fit, network, restart)
         return {**attributes, **mixture_attributes(network)}
 
-    def _attributes(self, network, history, restart, rows, X):
-        fitted = super()._attributes(network, history, restart, rows, X)
-        fitted["history_"]["n_clusters"] = network.n_clusters
-        return {
-            **fitted,
-            "proposals_": network.proposals,
-            "_subnets_state": network.subnets_state,
-            "_continued": {name: getattr(self, name) for name in ("covariance_type", "scaling")},
-        }
-
-    def _concerns(self, history, rows):
+    def _concerns(self, fit, trained):
+        history = trained.history
         ended = self.converged_ or history.interrupted or history.stopped
         if not ended and self.tol > 0:
             yield (
@@ -657,14 +619,68 @@ class DeepDPM(BaseDeepMixture):
                 "splits or merges may be left. Increase max_iter, or set tol=0 to train for "
                 "max_iter epochs and nothing else."
             )
-        if not history.interrupted:
-            yield from self._concerns_of_number(rows)
+        one = self.n_clusters_ == 1 and self.max_clusters != 1
+        if one and not history.interrupted and fit.rows.moments()[1].any():
+            yield (
+                "DeepDPM found one cluster. Where more are expected: reduce many columns by PCA or "
+                "UMAP to 5 to 50; try scaling=None where all columns have one unit, "
+                "covariance_type='diag' or 'spherical', or a smaller prior_scale."
+            )
 
-    def _concerns_of_number(self, rows):
-        """Warn if one cluster was found in rows that differ."""
-        if self.n_clusters_ > 1 or self.max_clusters == 1 or not rows.moments()[1].any():
-            return
-        yield f"{type(self).__name__} found one cluster. {self._hint_of_number}"
+
+# --- For estimators of this mixture ------------------------------------------------------
+
+
+def draw_mixture(arguments, generator):
+    """A mixture without data, its net with weights from the generator: DPMNetwork."""
+    network = DPMNetwork(**arguments)
+    if network.net is not None:
+        network.net = materialize(network.net, generator)
+    return network
+
+
+def refuse_large_matrices(arguments, device):
+    """Raise ValueError for full covariances of so many features that no memory holds them."""
+    n_clusters, n_features = arguments["n_clusters"], arguments["n_features"]
+    needed, present = matrices_bytes(n_clusters, n_features), physical_memory(device)
+    if arguments["full"] and needed > present:
+        raise ValueError(
+            f"Full covariances of n_features={n_features} and {n_clusters} cluster(s) take "
+            f"{needed / 2**30:.3g} GiB at once; {device} has {present / 2**30:.3g} GiB. Use "
+            "covariance_type='diag' or 'spherical', reduce the features first (PCA), or learn "
+            "fewer (AutoencoderDeepDPM, latent_dim)."
+        )
+
+
+def refuse_other_mixture(clusterer, before):
+    """Raise ValueError if training cannot go on from a mixture of other parameters."""
+    for name, now in clusterer._mixture_kind().items():
+        if now != before[name]:
+            raise ValueError(
+                f"Training goes on with a model of {name}={before[name]!r}; got {name}={now!r}. "
+                "Call fit with warm_start=False to start anew."
+            )
+
+
+def warn_of_light_weights(rows):
+    """Warn if the sample weights together count no more than a few rows."""
+    n_rows = len(rows.visited)
+    if rows.total_weight < min(LIGHT, n_rows / 2):
+        warnings.warn(
+            f"The sample weights sum to {rows.total_weight:.3g}, and {n_rows} rows count no "
+            "more than so many rows of weight 1. Multiply the weights by the number of rows "
+            "divided by their sum if only their ratios are meant.",
+            UserWarning,
+            stacklevel=7,  # fit's caller
+        )
+
+
+def draw_from_mixture(model, labels, noise):
+    """Rows of the clusters ``labels`` of a fitted mixture, from standard normal noise."""
+    if model.covariances_.ndim == 3:
+        factor = cholesky(torch.tensor(model.covariances_)).numpy()[labels]
+        return model.means_[labels] + np.einsum("nij,nj->ni", factor, noise)
+    return model.means_[labels] + np.sqrt(model.covariances_)[labels] * noise
 
 
 # --- Units -----------------------------------------------------------------------------
@@ -687,8 +703,9 @@ def mixture_attributes(network):
     }
 
 
-def mixture_to_scaled(model, network):
+def mixture_to_scaled(model, network, covariance_type=None):
     """Weights, means and covariances of a fitted model, scaled: the inverse of the above."""
+    covariance_type = covariance_type or model.covariance_type
     like, scaler = network.mixture.means, network.scaler
     scale, shift = (v.double() for v in (scaler.scale, scaler.mean))
     weights, means, covariances = (
@@ -699,6 +716,6 @@ def mixture_to_scaled(model, network):
         covariances = covariances / scale[:, None] / scale
     else:
         covariances = covariances / scale.square()
-        if model.covariance_type == "spherical":
+        if covariance_type == "spherical":
             covariances = covariances.mean(dim=1)
     return weights, (means - shift) / scale, covariances

@@ -5,17 +5,22 @@ of training the mixture: with these nets, or by EM. The estimators are in `deepm
 and `deepmix.mixture.autoencoder_deep_dpm`.
 """
 
-from functools import partial
+from dataclasses import dataclass
+from functools import partial, reduce
+from operator import add
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
 from deepmix._torch import state_to_numpy
-from deepmix.callbacks import EarlyStopping
+from deepmix.callbacks import EpochState, Interruption
 from deepmix.gaussian_mixture import GaussianMixtureHead
 from deepmix.networks import MLP, FeatureScaler, build_on_meta
 from deepmix.proposals import Splitter
-from deepmix.training import Objective, Phase
+from deepmix.split_merge import PROPOSAL
+from deepmix.training import History, Objective, Phase, minimize, refuse_divergence
 
 # Proposals come after so many epochs of EM at the latest, and after so many times
 # ``split_merge_every`` steps of the nets.
@@ -175,12 +180,25 @@ class SubclusteringNets(nn.Module):
 
     @torch.no_grad()
     def draw(self, generator):
-        """Glorot-uniform weights, zero biases; drawn on the CPU."""
+        """Glorot-uniform weights, zero biases; drawn on the CPU, now and for clusters to come."""
+        self.generator = generator
         for weight in (self.hidden_weight, self.output_weight):
             bound = (6.0 / sum(weight.shape[1:])) ** 0.5
             drawn = torch.empty(weight.shape, dtype=weight.dtype)
             weight.copy_(drawn.uniform_(-bound, bound, generator=generator))
         return self
+
+    @torch.no_grad()
+    def inherit(self, origin):
+        """A net for each entry of ``origin``: that of its parent if it is the only child."""
+        like = self.hidden_weight
+        new = SubclusteringNets(like.shape[1], len(origin), like.shape[2])
+        new = new.draw(self.generator).to(like)
+        kept = (torch.bincount(origin)[origin] == 1).nonzero().squeeze(1)
+        for name, old in list(self.named_parameters()):
+            values = getattr(new, name)
+            values[kept] = old[origin[kept]]
+            setattr(self, name, values)
 
     def log_resp(self, x, labels):
         """Each row by the net of its cluster: (B, d), (B,) -> (B, 2)."""
@@ -193,160 +211,270 @@ class SubclusteringNets(nn.Module):
 # --- Training --------------------------------------------------------------------------
 
 
-class Settled(EarlyStopping):
-    """Ends training when no proposal is left."""
+class Start(NamedTuple):
+    """Where a clustering begins: at labels, or at the mixture of a fit to go on with.
 
-    def __init__(self, objective):
-        self.objective, self.converged = objective, False
+    Attributes
+    ----------
+    labels : Tensor of shape (n,) or None
+    mixture : tuple of Tensor or None
+        Weights, means and covariances of the scaled rows.
+    subnets : dict of ndarray or None
+        State of the subclustering nets.
+    """
 
-    def __call__(self, state):
-        self.converged = self.objective.partition.settled
-        return self.objective.finished
+    labels: torch.Tensor | None = None
+    mixture: tuple | None = None
+    subnets: dict | None = None
 
 
-class PartitionObjective(Objective):
-    """What both ways of training share: rounds of proposals at the ends of epochs.
+@dataclass
+class DPMFit:
+    """What a clustering of given rows returns.
+
+    Attributes
+    ----------
+    history : History
+    mixture : tuple of Tensor
+        Weights, means and covariances of the scaled rows, in float64.
+    log_posterior : float
+        Log posterior of the partition, up to a constant.
+    n_clusters : ndarray of shape (n_iter,)
+        Number of clusters after each epoch.
+    proposals : ndarray
+        Every proposal that was made, of type `PROPOSAL`.
+    subnets : SubclusteringNets or None
+        The subclustering nets, of amortized training.
+    """
+
+    history: History
+    mixture: tuple
+    log_posterior: float
+    n_clusters: np.ndarray
+    proposals: np.ndarray
+    subnets: SubclusteringNets | None = None
+
+    @property
+    def criterion(self):
+        """Minus the log posterior; infinite if the mixture is not finite."""
+        finite = torch.stack([values.sum() for values in self.mixture]).isfinite().all()
+        return -self.log_posterior if finite else np.inf
+
+    @property
+    def subnets_state(self):
+        """What a later fit goes on with beside the network: dict of ndarray, or None."""
+        return None if self.subnets is None else state_to_numpy(self.subnets)
+
+
+class Search:
+    """Rounds of proposals between epochs of training; the best partition so far is kept.
 
     Parameters
     ----------
     network : DPMNetwork
+        It takes the mixture, and an output for each cluster, whenever clusters change.
     partition : Partition
-    tol : float
-        Share of the rows that change cluster in an epoch, at which proposals are made.
+    subnets : SubclusteringNets or None
+
+    Attributes
+    ----------
+    finished : bool
+        Whether no proposal is left, or so many rounds have been that the best was taken.
     """
 
-    def __init__(self, network, partition, tol):
-        self.network, self.partition, self.tol = network, partition, tol
-        self.finished, self.n_clusters, self.n_rounds = False, [], 0
-        self.best, self.epoch = None, 0
-        self.publish()
+    def __init__(self, network, partition, subnets=None):
+        self.network, self.partition, self.subnets = network, partition, subnets
+        self.finished, self.n_rounds, self.best = False, 0, None
+        self.update_mixture()
 
-    def publish(self):
-        """Hand the mixture to the network."""
-        part = self.partition
-        self.network.mixture.set(part.weights, part.means, part.covariances)
+    def update_mixture(self):
+        """Give the network the mixture as it stands."""
+        self.network.mixture.set(*self.partition.mixture)
 
     def inherit(self, origin):
+        """Give the nets one output for each entry of ``origin``, the number of its parent."""
         self.network.inherit(origin)
+        if self.subnets is not None:
+            self.subnets.inherit(origin)
 
-    def subnets_state(self):
-        """What a later fit goes on with beside the network: dict of ndarray, or None."""
-        return None
+    def drop_empty(self):
+        """Remove clusters without rows; whether there were any."""
+        origin = self.partition.drop_empty()
+        if origin is not None:
+            self.inherit(origin)
+            self.update_mixture()
+        return origin is not None
 
-    def next_partition(self, cuts=None):
-        """Propose changes; whether the clusters are others now."""
+    def propose(self, epoch, cuts=None):
+        """One round of proposals: whether the clusters are others now."""
         if self.finished:
             return False
         if self.n_rounds >= MAX_ROUNDS:
-            self.restore()
+            self._restore()
             return True
-        self.keep_best()
-        origin = self.partition.change(self.epoch, cuts)
+        self._keep_best()
+        origin = self.partition.change(epoch, cuts)
         if origin is None:
             self.finished = True
             return False
         self.n_rounds += 1
         self.inherit(origin)
-        self.publish()
+        self.update_mixture()
         return True
 
-    def keep_best(self):
+    def _keep_best(self):
         score = self.partition.score()
         if self.best is None or score > self.best[0]:
             part = self.partition
-            mixture = (part.weights, part.means, part.covariances)
             net = None if self.network.net is None else self.network.net.state_dict()
             net = net and {name: value.clone() for name, value in net.items()}
-            self.best = score, part.labels, part.n_clusters, mixture, net
+            self.best = score, part.labels, part.n_clusters, part.mixture, net
 
-    def restore(self):
+    def _restore(self):
         """Go back to the partition of highest posterior."""
         part = self.partition
-        _, part.labels, part.n_clusters, mixture, net = self.best
-        part.weights, part.means, part.covariances = mixture
+        _, part.labels, part.n_clusters, part.mixture, net = self.best
         # Outputs in the right number, whose weights are then the kept ones; new subnets.
         self.inherit(torch.zeros(part.n_clusters, dtype=torch.long))
         if net is not None:
             self.network.net.load_state_dict(net)
-        self.publish()
+        self.update_mixture()
         self.finished = True
 
     @torch.no_grad()
-    def finish(self):
-        """Leave no cluster that no row belongs to."""
+    def finish(self, history, n_clusters):
+        """Leave no cluster that no row belongs to: `DPMFit`."""
         part, dtype = self.partition, self.network.mixture.means.dtype
         part.labels = part.data.map(lambda x, rows: self.network.labels(x.to(dtype)))
-        origin = part.drop_empty()
-        if origin is not None:
-            self.inherit(origin)
-            self.publish()
-        self.n_clusters[-1:] = [part.n_clusters]
+        self.drop_empty()
+        n_clusters = [*n_clusters[: history.n_iter][:-1], part.n_clusters][: history.n_iter]
+        return DPMFit(
+            history,
+            part.mixture,
+            part.score(),
+            np.array(n_clusters, dtype=int),
+            np.array(part.proposals, dtype=PROPOSAL),
+            self.subnets,
+        )
 
-    def on_epoch_end(self, epoch):
-        self.epoch = epoch
-        changed = self.end_of_epoch()
-        self.n_clusters.append(self.partition.n_clusters)
-        return changed
+
+# --- Training by EM --------------------------------------------------------------------
 
 
-class MixtureObjective(PartitionObjective):
-    """EM of the mixture itself: an epoch is one E-step and one M-step, in float64."""
+def fit_by_em(network, partition, *, max_iter, tol, callbacks=(), interruption=None, task="fit"):
+    """EM of the mixture, in float64, with proposals whenever it stands still.
 
-    def __init__(self, network, partition, tol):
-        super().__init__(network, partition, tol)
-        self._since = 0  # epochs since the last proposals
+    Parameters
+    ----------
+    network : DPMNetwork
+        It takes the mixture after each epoch.
+    partition : Partition
+        The clusters to begin with.
+    max_iter : int
+        Epochs, at most: one E-step and one M-step each.
+    tol : float
+        Proposals are made when no larger share of the rows has changed cluster. 0 runs for
+        ``max_iter`` epochs.
+    callbacks : sequence of callable
+        ``callback(EpochState) -> True`` stops after that epoch.
+    interruption : Interruption or None
+        Once it is requested EM ends with the last whole epoch.
+    task : str
+        Name of the stage, in messages.
 
-    def phases(self):
-        return (Phase((), self.step, closed_form=True),)
+    Returns
+    -------
+    DPMFit
+    """
+    history, interruption = History(), interruption or Interruption()
+    search, n_clusters, since = Search(network, partition), [], 0
+    for epoch in range(max_iter):
+        sums = e_step(partition, interruption)
+        if sums is None:
+            history.interrupted = True
+            interruption.notice(f"after {epoch} of {max_iter} epochs ({task})")
+            break
+        labels, statistics, log_likelihood = sums
+        moved, since = partition.data.share(labels != partition.labels), since + 1
+        partition.labels = labels
+        partition.estimate(statistics)  # M-step
+        partition.drop_empty()
+        search.update_mixture()
+        # When a fit goes on from a mixture, labels come from that mixture: that none has moved
+        # in the first epoch proves nothing.
+        known = epoch > 0 or not partition.resumed
+        if (known and moved <= tol) or since >= MAX_EM_EPOCHS:
+            search.propose(epoch)
+            since = 0
+        n_clusters.append(partition.n_clusters)
+        loss = -np.float64(log_likelihood) / partition.data.rows.total_weight
+        terms = {"negative_log_likelihood": loss}
+        refuse_divergence(terms, epoch, task)
+        history.append(terms)
+        state = EpochState(task, epoch, max_iter, terms)
+        stops = [callback(state) for callback in callbacks]  # every one is told
+        history.stopped = any(stops)
+        if history.stopped or (tol > 0 and search.finished):
+            break
+    history.converged = tol > 0 and partition.settled
+    return search.finish(history, n_clusters)
 
-    def on_epoch_start(self, epoch):
-        n_samples = self.partition.data.rows.n_samples
-        self._labels = self.partition.labels.new_zeros(n_samples)
-        self._sums = None
-        self._head = GaussianMixtureHead(1, 1).to(self.network.mixture.means.device).double()
-        part = self.partition
-        self._head.set(part.weights, part.means, part.covariances)
 
-    def step(self, batch, index, weight):
-        x, weight = self.network.scaler(batch).double(), weight.double()
-        log_density = in_pieces(self._e_step, self._head.means, x, weight, index)
-        return {"negative_log_likelihood": -(weight @ log_density)}, ()
+def e_step(partition, interruption):
+    """Responsibilities under the mixture, summed over the rows.
 
-    def _e_step(self, x, weight, index):
-        log_joint = self._head.log_joint(x)
+    Returns
+    -------
+    labels : Tensor of shape (n,)
+    statistics : GaussianStatistics
+    log_likelihood : float
+        All three as one tuple; None where the interruption was requested.
+    """
+    data = partition.data
+    head = GaussianMixtureHead(1, 1).to(data.weight.device).double()
+    head.set(*partition.mixture)
+    labels, totals, log_likelihood = [], [], 0.0
+
+    def part(x, weight):
+        log_joint = head.log_joint(x)
         log_density = torch.logsumexp(log_joint, dim=1)
         resp = (log_joint - log_density[:, None]).exp() * weight[:, None]
-        self._labels[index] = log_joint.argmax(dim=1)
-        part = self.partition
-        sums = part.data.soft_statistics(x, resp, part.prior.covariance_type)
-        self._sums = sums if self._sums is None else self._sums + sums
+        labels.append(log_joint.argmax(dim=1))
+        totals.append(data.soft_statistics(x, resp, partition.prior.covariance_type))
         return log_density
 
-    def end_of_epoch(self):
-        part = self.partition
-        labels = self._labels[part.data.index.to(self._labels.device)]
-        moved = float((labels != part.labels).double() @ part.data.weight) / part.data.total_weight
-        part.labels, self._since = labels, self._since + 1
-        part.estimate(self._sums)
-        part.drop_empty()
-        self.publish()
-        # Labels that a fit begins with are those of its first E-step if it goes on from a mixture.
-        known = self.epoch > 0 or not part.resumed
-        if (known and moved <= self.tol) or self._since >= MAX_EM_EPOCHS:
-            self.next_partition()
-            self._since = 0
-        return False
+    for chosen, x in data.chunks():
+        if interruption.requested:
+            return None
+        weight = data.weight[chosen]
+        log_likelihood = log_likelihood + weight @ in_pieces(part, head.means, x, weight)
+        totals = [reduce(add, totals)]
+    return torch.cat(labels), totals[0], float(log_likelihood)
 
 
-class AmortizedObjective(PartitionObjective):
+# --- Training by nets ------------------------------------------------------------------
+
+
+class Settled:
+    """A callback that ends training when no proposal is left."""
+
+    def __init__(self, search):
+        self.search, self.converged = search, False
+
+    def __call__(self, state):
+        self.converged = self.search.partition.settled
+        return self.search.finished
+
+
+class AmortizedObjective(Objective):
     """The paper's training: the clustering net follows the mixture, the mixture the net.
 
     Parameters
     ----------
-    network, partition, tol
-        As for `PartitionObjective`.
-    subnets : SubclusteringNets
-    generator : torch.Generator
+    search : Search
+        With the network, its subclustering nets and the partition.
+    tol : float
+        Proposals are made when no larger share of the rows has changed cluster.
     split_merge_every : int
         Steps between two rounds of proposals.
     freeze : int
@@ -355,13 +483,11 @@ class AmortizedObjective(PartitionObjective):
         Learning rate of the subclustering nets.
     """
 
-    def __init__(
-        self, network, partition, tol, *, subnets, generator, split_merge_every, freeze, rate
-    ):
-        super().__init__(network, partition, tol)
-        self.subnets, self.generator, self.rate = subnets, generator, rate
+    def __init__(self, search, tol, *, split_merge_every, freeze, rate):
+        self.search, self.network, self.partition = search, search.network, search.partition
+        self.tol, self.rate = tol, rate
         self.split_merge_every, self.freeze = split_merge_every, freeze
-        self.n_steps, self._estimated = 0, 0
+        self.n_clusters, self.n_steps, self._estimated = [], 0, 0
         self.find_halves()
 
     def prepare(self, batch):
@@ -372,7 +498,8 @@ class AmortizedObjective(PartitionObjective):
         return torch.cat([x, log_joint.softmax(dim=1)], dim=1)
 
     def phases(self):
-        net, subnets = tuple(self.network.net.parameters()), tuple(self.subnets.parameters())
+        net = tuple(self.network.net.parameters())
+        subnets = tuple(self.search.subnets.parameters())
         return (Phase(net, self.step), Phase(subnets, self.substep, learning_rate=self.rate))
 
     def _parts(self, batch):
@@ -382,29 +509,38 @@ class AmortizedObjective(PartitionObjective):
     def step(self, batch, index, weight):
         x, target = self._parts(batch)
         self.n_steps += 1
-        return {"clustering": clustering_loss(self.network.log_resp(x), target, weight)}
+        return {"clustering": self.loss(x, target, weight)}
+
+    def loss(self, x, target, weight):
+        """Loss of the clustering net on scaled rows: Tensor of shape ()."""
+        return clustering_loss(self.network.log_resp(x), target, weight)
 
     def substep(self, batch, index, weight):
         x, _ = self._parts(batch)
         with torch.no_grad():
             labels = self.network.net(x).argmax(dim=1)
-        resp = self.subnets.log_resp(x, labels).exp()
+        resp = self.search.subnets.log_resp(x, labels).exp()
         return {"subclustering": subclustering_loss(x, resp, self.halves[labels], weight)}
 
     def find_halves(self):
         """Means of the two halves of each cluster, by the cut of its first direction."""
         part = self.partition
         first = Splitter(part.data, part.prior, 0.0, n_directions=1, n_refinements=0)
-        self._set_halves(first(part.labels, part.n_clusters).halves)
-
-    def _set_halves(self, statistics):
+        statistics = first(part.labels, part.n_clusters).halves
         means = statistics.first / statistics.nk.clamp_min(1e-300)[:, None]
-        shape = (self.partition.n_clusters, 2, -1)
-        self.halves = means.view(shape).to(self.network.mixture.means)
+        self.halves = means.view(part.n_clusters, 2, -1).to(self.network.mixture.means)
 
     @torch.no_grad()
     def estimate(self):
-        """M-step under the net's responsibilities; the labels and halves of every row."""
+        """M-step under the net's responsibilities.
+
+        Returns
+        -------
+        sides : Tensor of shape (n,)
+            Half of its cluster that each row is in, by the subclustering nets.
+        moved : float
+            Share of the rows that have changed cluster.
+        """
         part, dtype = self.partition, self.network.mixture.means.dtype
         labels, sides, total = [], [], None
         pieces = (
@@ -418,43 +554,100 @@ class AmortizedObjective(PartitionObjective):
             sums = part.data.soft_statistics(x, resp, part.prior.covariance_type)
             total = sums if total is None else total + sums
             labels.append(log_resp.argmax(dim=1))
-            sides.append(self.subnets.log_resp(x.to(dtype), labels[-1]).argmax(dim=1))
+            sides.append(self.search.subnets.log_resp(x.to(dtype), labels[-1]).argmax(dim=1))
         labels = torch.cat(labels)
-        moved = (labels != part.labels).double() @ part.data.weight / part.data.total_weight
+        moved = part.data.share(labels != part.labels)
         part.labels = labels
         part.estimate(total)
-        self.publish()
-        return torch.cat(sides), float(moved)
+        self.search.update_mixture()
+        return torch.cat(sides), moved
 
-    def end_of_epoch(self):
+    def cuts(self, sides):
+        """Cuts of the clusters by the subclustering nets, for proposals: Cuts or None."""
+        return self.partition.splitter.cuts(self.partition.labels, sides, self.partition.n_clusters)
+
+    def on_epoch_end(self, epoch):
+        changed = self._end_of_epoch(epoch)
+        self.n_clusters.append(self.partition.n_clusters)
+        return changed
+
+    def _end_of_epoch(self, epoch):
         early = self.n_steps - self._estimated < STEPS_PER_ESTIMATE
         if self.n_steps < self.freeze or early:
             return False
-        self._estimated, part = self.n_steps, self.partition
+        self._estimated = self.n_steps
         sides, moved = self.estimate()
-        origin = part.drop_empty()
-        if origin is not None:
-            self.inherit(origin)
-            self.publish()
-        changed = False
+        changed = self.search.drop_empty()
         late = self.n_steps >= MAX_WAIT * self.split_merge_every
         if self.n_steps >= self.split_merge_every and (moved <= self.tol or late):
-            changed = self.next_partition(part.splitter.cuts(part.labels, sides, part.n_clusters))
+            changed |= self.search.propose(epoch, self.cuts(sides))
             self.n_steps = self._estimated = 0
         self.find_halves()
-        return changed or origin is not None
+        return changed
 
-    def inherit(self, origin):
-        super().inherit(origin)
-        like, n_clusters = self.subnets.hidden_weight, len(origin)
-        new = SubclusteringNets(like.shape[1], n_clusters, like.shape[2])
-        new = new.draw(self.generator).to(like)
-        # Children of a split begin anew; every other cluster keeps its net.
-        kept = (torch.bincount(origin)[origin] == 1).nonzero().squeeze(1)
-        with torch.no_grad():
-            for own, old in zip(new.parameters(), self.subnets.parameters(), strict=True):
-                own[kept] = old[origin[kept]]
-        self.subnets = new
 
-    def subnets_state(self):
-        return state_to_numpy(self.subnets)
+def fit_by_nets(
+    network,
+    partition,
+    subnets,
+    *,
+    max_iter,
+    tol,
+    batch_size,
+    learning_rate,
+    subcluster_learning_rate,
+    split_merge_every,
+    freeze,
+    generator,
+    objective_class=AmortizedObjective,
+    callbacks=(),
+    **watchers,
+):
+    """Train the clustering net and the subclustering nets, and the mixture with them.
+
+    Parameters
+    ----------
+    network : DPMNetwork
+        With a clustering net.
+    partition : Partition
+        The clusters to begin with.
+    subnets : SubclusteringNets
+    max_iter : int
+        Epochs, at most.
+    tol : float
+        Proposals are made when no larger share of the rows has changed cluster. 0 trains for
+        ``max_iter`` epochs.
+    batch_size : int
+        Rows in a step.
+    learning_rate, subcluster_learning_rate : float
+        Step sizes of the clustering net and of the subclustering nets.
+    split_merge_every, freeze : int
+        As for `AmortizedObjective`.
+    generator : torch.Generator
+        Draws the order of the rows.
+    objective_class : type
+        `AmortizedObjective`, or one with another loss or other cuts.
+    callbacks : sequence of callable
+        ``callback(EpochState) -> True`` stops after that epoch.
+    **watchers
+        ``interruption`` and ``task`` of `minimize`.
+
+    Returns
+    -------
+    DPMFit
+    """
+    search = Search(network, partition, subnets)
+    rounds = {"split_merge_every": split_merge_every, "freeze": freeze}
+    objective = objective_class(search, tol, rate=subcluster_learning_rate, **rounds)
+    history = minimize(
+        objective,
+        partition.data.rows,
+        max_iter=max_iter,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        generator=generator,
+        callbacks=[*([Settled(search)] if tol > 0 else []), *callbacks],
+        buffers=network.buffers,
+        **watchers,
+    )
+    return search.finish(history, objective.n_clusters)

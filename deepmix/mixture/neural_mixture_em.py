@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn.functional import one_hot
 
-from deepmix._torch import inference_batch_size, make_generator, sum_batchwise
+from deepmix._torch import inference_batch_size, sum_batchwise
 from deepmix.augmentation import (
     IMAGE_AUGMENTATIONS,
     VECTOR_AUGMENTATIONS,
@@ -26,6 +26,7 @@ from deepmix.augmentation import (
     VectorAugmentation,
 )
 from deepmix.base import BaseDeepMixture, Interval, StrOptions
+from deepmix.fitting import Trained
 from deepmix.initialization import first_best
 from deepmix.mixture.neural_mixture import (
     Gaps,
@@ -36,7 +37,7 @@ from deepmix.mixture.neural_mixture import (
     impose_weights,
     n_pieces,
 )
-from deepmix.networks import check_layer_sizes, seed_dropout
+from deepmix.networks import check_layer_sizes
 from deepmix.partitions import align, stability
 from deepmix.training import History
 
@@ -370,8 +371,8 @@ class NeuralMixtureEM(BaseDeepMixture):
     def _n_features_out(self):
         return self.n_clusters_
 
-    def _n_restarts(self, rows):
-        return 1 if self._continues() else self._n_starts()
+    def _n_restarts(self, fit):
+        return 1 if fit.continues else self._n_starts()
 
     def _n_starts(self):
         if self.n_init != "auto":
@@ -506,47 +507,49 @@ class NeuralMixtureEM(BaseDeepMixture):
 
     # --- Hooks of the base class: training ---------------------------------------------
 
-    def _fit_restarts(self, rows, random_state, reports):
-        if self._has_equal_clusters() or self._continues():
-            return self._fit_outputs(rows, random_state, reports)
-        pieces, gaps = self._fit_pieces(rows, random_state, reports)
-        network, history, restart = pieces
-        if history.interrupted or history.stopped or not isinstance(self.weights, str):
-            return pieces
-        equal = self._fit_outputs(rows, random_state, reports)
-        cut_of_equal = gaps.cuts(equal[0], rows)[equal[2]]
-        return pieces if gaps.cuts(network, rows)[restart] < CLEARER_CUT * cut_of_equal else equal
+    def _fit_restarts(self, fit):
+        if self._has_equal_clusters() or fit.continues:
+            return self._fit_outputs(fit)
+        unequal, gaps = self._fit_pieces(fit)
+        ended = unequal.history.interrupted or unequal.history.stopped
+        if ended or not isinstance(self.weights, str):
+            return unequal
+        equal = self._fit_outputs(fit.another())
+        cut, cut_of_equal = (
+            gaps.cuts(trained.network, fit.rows.through(trained.network))[trained.restart]
+            for trained in (unequal, equal)
+        )
+        return unequal if cut < CLEARER_CUT * cut_of_equal else equal
 
-    def _fit_outputs(self, rows, random_state, reports):
+    def _fit_outputs(self, fit):
         """Each output is a cluster, or remains a piece of one in training that goes on."""
-        network, history, restart = super()._fit_restarts(rows, random_state, reports)
+        trained = super()._fit_restarts(fit)
+        fit = fit.through(trained.network)
         if self.ensemble:
-            network.renumber(align(contingencies(network, rows), restart))
+            table = contingencies(trained.network, fit.rows)
+            trained.network.renumber(align(table, trained.restart))
         if not isinstance(self.weights, str):
-            network.membership.copy_(network.membership > 0)
-            impose_weights(network, rows, np.asarray(self.weights))
-        return network, history, restart
+            trained.network.membership.copy_(trained.network.membership > 0)
+            impose_weights(trained.network, fit.rows, np.asarray(self.weights))
+        return trained
 
-    def _fit_pieces(self, rows, random_state, reports):
+    def _fit_pieces(self, fit):
         """Train more outputs than clusters, and join them; of similar cuts the most stable."""
-        generator = make_generator(random_state)
-        n_outputs = n_pieces(self.n_clusters, len(rows.visited))
-        network = self._init_network(rows, self._n_starts(), random_state, generator, n_outputs)
-        network = seed_dropout(network.to(rows.device, rows.dtype).train(), generator)
-        rows.width = network.width
-        history = self._train(network, rows, generator, random_state, reports)
+        n_outputs = n_pieces(self.n_clusters, len(fit.rows.visited))
+        fit, network = self._begin(fit, self._n_starts(), n_outputs=n_outputs)
+        history = self._train_network(fit, network)
         finite = finite_members(network)
         self._refuse_divergence(finite)
-        gaps = Gaps(network.prepare, rows, random_state)
-        gaps.merge_outputs(network, rows)
-        cuts, table = gaps.cuts(network, rows), contingencies(network, rows)
+        gaps = Gaps(network.prepare, fit.rows, fit.rng.numpy)
+        gaps.merge_outputs(network, fit.rows)
+        cuts, table = gaps.cuts(network, fit.rows), contingencies(network, fit.rows)
         similar = finite & (cuts <= SIMILAR_CUT * cuts[finite].min())
         restart = first_best(np.where(similar, -stability(table), np.inf))
         if self.ensemble:
             network.renumber(align(table, restart))
         if not isinstance(self.weights, str):
-            impose_weights(network, rows, np.asarray(self.weights))
-        return (network, history, restart), gaps
+            impose_weights(network, fit.rows, np.asarray(self.weights))
+        return Trained(network, history, restart=restart), gaps
 
     def _refuse_divergence(self, finite):
         """One member that has diverged is one restart less; of an ensemble it is a part."""
@@ -557,32 +560,35 @@ class NeuralMixtureEM(BaseDeepMixture):
             "Lower learning_rate_init, or standardise the data."
         )
 
-    def _init_network(self, rows, n_restarts, random_state, generator, n_outputs=None):
-        arguments = self._network_arguments(rows.n_features)
+    def _init_network(self, fit, n_restarts, n_outputs=None):
+        arguments = self._network_arguments(fit.rows.n_features)
         arguments |= {"n_members": n_restarts, "n_outputs": n_outputs}
-        network = NeuralMixtureNetwork(**arguments).init_weights(generator, rows.dtype)
+        network = NeuralMixtureNetwork(**arguments).init_weights(fit.rng.torch, fit.dtype)
         if self.scale and self.image_shape is None:
-            network.scaler.fit(*rows.moments())
+            network.scaler.fit(*fit.rows.moments())
         elif self.scale:
-            network.scaler.fit_limits(*rows.limits())
+            network.scaler.fit_limits(*fit.rows.limits())
         return network
 
-    def _train(self, network, rows, generator, random_state, reports):
-        n_epochs, before = self._n_epochs(rows), History()
+    def _train(self, fit, network):
+        history = self._train_network(fit, network)
+        return Trained(network, history, self._criterion(fit, network))
+
+    def _train_network(self, fit, network):
+        """A race among large members, and the stage that follows: `History`."""
+        n_epochs, before = self._n_epochs(fit.rows), History()
         if network.n_members > 1 and not self._is_perceptron() and not self.ensemble:
-            before = self._race(network, rows, generator, reports, math.ceil(RACE * n_epochs))
+            before = self._race(fit, network, math.ceil(RACE * n_epochs))
         history = before
         if not before.interrupted and not before.stopped:
-            done = before.n_iter
-            history = self._stage(network, rows, generator, reports, n_epochs - done, done)
+            history = self._stage(fit, network, n_epochs - before.n_iter, n_done=before.n_iter)
             history.prepend(before)
-        network.eval().fit_statistics(rows)
+        network.eval().fit_statistics(fit.rows)
         return history
 
-    def _race(self, network, rows, generator, reports, n_epochs):
+    def _race(self, fit, network, n_epochs):
         """Train all members for a while, and keep the one of lowest loss."""
-        told = {"task": "race", "may_stop": False}
-        history = self._stage(network, rows, generator, reports, n_epochs, 0, **told)
+        history = self._stage(fit, network, n_epochs, task="race", may_stop=False)
         best = 0
         if history.n_iter:
             losses = sum(history.terms[name][-1] for name in history.watch)
@@ -591,19 +597,18 @@ class NeuralMixtureEM(BaseDeepMixture):
         history.terms = {n: [v[best : best + 1] for v in vs] for n, vs in history.terms.items()}
         return history
 
-    def _stage(self, network, rows, generator, reports, n_epochs, n_done, **options):
+    def _stage(self, fit, network, n_epochs, n_done=0, **options):
         """``n_epochs`` of training after ``n_done``."""
+        rows = fit.rows
         warm_up = max(0, self.consistency_warm_up - n_done)
-        view = self._view(generator)
+        view = self._view(fit.rng.torch)
         if view is not None and view is self.augmentation:
             check_view(view, network.prepare(rows.take(rows.visited[:2])))
         return self._minimize(
-            MixtureEM(network, view, self._consistency_rate(), warm_up),
+            fit,
             network,
-            rows,
-            reports,
+            MixtureEM(network, view, self._consistency_rate(), warm_up),
             max_iter=n_epochs,
-            generator=generator,
             learning_rate=self._learning_rate(),
             precision=self.precision,
             # That of the mean loss; the engine has the sum.
@@ -635,9 +640,9 @@ class NeuralMixtureEM(BaseDeepMixture):
         ours = isinstance(augmentation, (ImageAugmentation, VectorAugmentation))
         return partial(augmentation, generator=generator) if ours else augmentation
 
-    def _attributes_midway(self, network, rows):
+    def _attributes_midway(self, fit, network):
         # The first restart by itself: members of an ensemble are matched at the end only.
-        return super()._attributes_midway(network.select(0).eval().fit_statistics(rows), rows)
+        return super()._attributes_midway(fit, network.select(0).eval().fit_statistics(fit.rows))
 
     def _step_work(self, rows):
         # Each weight of a convolution meets every pixel.
@@ -652,29 +657,30 @@ class NeuralMixtureEM(BaseDeepMixture):
                 f"weights={self.weights!r}. Call fit with warm_start=False to start anew."
             )
 
-    def _criterion(self, network, rows):
+    def _criterion(self, fit, network):
         finite = finite_members(network)
         self._refuse_divergence(finite)
         if network.n_members == 1:
             return 0.0
         if self.selection == "loss":
-            criterion = sum_batchwise(lambda x, w: -w @ network.em_scores(x), rows).cpu().numpy()
+            values = sum_batchwise(lambda x, w: -w @ network.em_scores(x), fit.rows)
+            criterion = values.cpu().numpy()
         else:
-            criterion = -stability(contingencies(network, rows))
+            criterion = -stability(contingencies(network, fit.rows))
         return np.where(finite, criterion, np.inf)
 
-    def _fitted_arguments(self, network, rows):
+    def _fitted_arguments(self, fit, network):
         n_members = network.n_members if self.ensemble else 1
-        told = {"n_outputs": network.n_outputs, "n_members": n_members}
-        return {**self._network_arguments(rows.n_features), **told}
+        trained = {"n_outputs": network.n_outputs, "n_members": n_members}
+        return {**super()._fitted_arguments(fit, network), **trained}
 
-    def _kept(self, network, restart):
+    def _best_of(self, network, restart):
         return network if self.ensemble else network.select(restart)
 
-    def _attributes(self, network, history, restart, rows, X):
-        fitted = super()._attributes(network, history, restart, rows, X)
+    def _attributes(self, fit, trained):
+        fitted = super()._attributes(fit, trained)
         n_clusters = self.n_clusters
-        centers, shares = cluster_means(rows, fitted["labels_"], n_clusters)
+        centers, shares = cluster_means(fit.rows, fitted["labels_"], n_clusters)
         if not isinstance(self.weights, str):
             shares = np.array(self.weights, dtype=np.float64)
         elif fitted["_arguments"]["n_outputs"] == n_clusters:
@@ -686,8 +692,8 @@ class NeuralMixtureEM(BaseDeepMixture):
             "_trained_weights": copy.deepcopy(self.weights),
         }
 
-    def _concerns(self, history, rows):
-        yield from super()._concerns(history, rows)
+    def _concerns(self, fit, trained):
+        yield from super()._concerns(fit, trained)
         confidence = self.history_.get("confidence", np.zeros(1))
         if confidence[-1] < LOST_CONFIDENCE * confidence.max():
             yield (

@@ -45,7 +45,8 @@ class Case:
         optional = [
             name
             for name in self.parameters
-            if name not in (*LENGTHS, "random_state") and not name.endswith("layer_sizes")
+            if name not in (*LENGTHS, "random_state", "clusterer")
+            and not name.endswith("layer_sizes")
         ]
         half = len(optional) // 2
         for dropped in (optional[:half], optional[half:], *([name] for name in optional)):

@@ -8,6 +8,7 @@ has to be, what a callable gets) is in the tables `ARRAYS`, `CALLABLES` and `TEX
 import math
 from dataclasses import dataclass
 from numbers import Integral
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
 
 # Expressions of `Made` name them.
+from deepmix import DeepDPM
 from deepmix.augmentation import ImageAugmentation, VectorAugmentation  # noqa: F401
 
 # --- Values that have no short repr ----------------------------------------------------
@@ -208,7 +210,6 @@ def centers(rng, context):
 
 ARRAYS = {
     "hidden_layer_sizes": layer_sizes,
-    "clustering_hidden_layer_sizes": layer_sizes,
     "critic_hidden_layer_sizes": layer_sizes,
     "concentration": concentrations,
     "weights": shares,
@@ -327,6 +328,8 @@ def draw_from(rng, constraint, name, context):
         return pick(rng, sorted(constraint.options))
     if constraint is torch.device:
         return Made("torch.device('cpu')")
+    if constraint is DeepDPM:
+        return clusterer(rng, context)
     if constraint in (tuple, list):
         return constraint(SHAPES[name](rng, context))
     if isinstance(constraint, str):
@@ -346,6 +349,13 @@ def usable(constraint, name):
     return not (automatic and name in LENGTHS)
 
 
+def clusterer(rng, context):
+    """A clusterer of codes with parameters of its own."""
+    n_features = latent_dim(context) if "latent_dim" in context else context["n_features"]
+    codes = SimpleNamespace(n=context["n_rows"], d=n_features)
+    return Made(f"DeepDPM(**{draw_parameters(DeepDPM, rng, codes)})")
+
+
 def draw_parameters(cls, rng, data):
     """Parameters that differ from the defaults: lengths always, each other with a chance.
 
@@ -361,22 +371,25 @@ def draw_parameters(cls, rng, data):
     dict
     """
     constraints = cls._parameter_constraints
-    number = cls._n_clusters_parameter
+    number = next((name for name in ("n_clusters", "n_clusters_init") if name in constraints), None)
     n_clusters = int(rng.integers(1, 9))
     if rng.random() < 0.9:
         n_clusters = min(n_clusters, data.n)
-    parameters = {number: n_clusters}
-    context = {"n_clusters": n_clusters, "n_features": data.d}
+    parameters = {} if number is None else {number: n_clusters}
+    context = {"n_clusters": n_clusters, "n_features": data.d, "n_rows": data.n}
     share = rng.choice([0.1, 0.3, 0.6])
     # These first: the lengths of others hang on them.
     names = sorted(constraints, key=lambda name: (name not in ("latent_dim", "image_shape"), name))
     for name in names:
         needed = name in LENGTHS or name.endswith("layer_sizes") or name == "random_state"
+        needed |= name == "clusterer"  # the default trains to the end
         needed |= name == "network" and context.get("image_shape") is not None  # 'mnist' is large
         if name == number or not (needed or rng.random() < share):
             continue
         context["name"] = name
         allowed = [c for c in constraints[name] if usable(c, name)]
+        if name == "clusterer":
+            allowed = [DeepDPM]
         parameters[name] = draw_from(rng, pick(rng, allowed), name, context)
         context[name] = parameters[name]
     return parameters

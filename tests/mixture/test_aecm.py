@@ -16,6 +16,7 @@ from torch import nn
 from deepmix import AECM, pretrain_autoencoder
 from deepmix._torch import Rows
 from deepmix.distributions import DirichletPrior
+from deepmix.fitting import Fit, RandomStreams
 from deepmix.mixture.aecm import PAPER_SETTINGS, AECMNetwork, JointObjective, gini, orthonormality
 from deepmix.mixture.clustering_module import balance, inertia, merging, reconstruction, sparsity
 from deepmix.networks import MLP
@@ -242,6 +243,10 @@ def test_a_logit_gain_leaves_the_plateau(overlapping, small):
     assert impurity(8.0) < 0.4 * 0.75
 
 
+def objective_of(model, network, rows):
+    return model._objective(Fit(rows, None, RandomStreams(0)), network)
+
+
 def test_the_kept_restart_has_the_lowest_loss(overlapping, small):
     X, _ = overlapping
     options = {"init": "orthonormal", "max_iter": 3, "averaging": False, "dtype": "auto"}
@@ -253,7 +258,8 @@ def test_the_kept_restart_has_the_lowest_loss(overlapping, small):
         network = model._rebuild(torch.float64, torch.device("cpu"))
         rows = Rows(X, torch.device("cpu"), torch.float64)
         with torch.no_grad():
-            terms = model._objective(network, rows).step(rows.take(rows.visited), None, rows.weight)
+            objective = objective_of(model, network, rows)
+            terms = objective.step(rows.take(rows.visited), None, rows.weight)
         return float(sum(terms.values()))
 
     assert criterion(6) < criterion(1)
@@ -264,7 +270,7 @@ def test_the_full_loss_is_that_of_a_step_where_one_batch_holds_all(overlapping, 
     model = quietly(small(AECM, dtype="auto", concentration=[2.0, 3.0, 4.0, 5.0]).fit, X)
     network = model._rebuild(torch.float64, torch.device("cpu"))
     rows = Rows(X, torch.device("cpu"), torch.float64)
-    objective = model._objective(network, rows)
+    objective = objective_of(model, network, rows)
     with torch.no_grad():
         step = sum(objective.step(rows.take(rows.visited), None, rows.weight).values())
     assert objective.full_loss(rows, len(X)) == pytest.approx(float(step), rel=RTOL)
@@ -278,7 +284,7 @@ def test_the_full_loss_of_a_dead_cluster_is_finite(concentration, blobs, small):
     with torch.no_grad():
         network.clustering.encoder_bias[0] = -1e6
     rows = Rows(X, torch.device("cpu"), torch.float32)
-    assert np.isfinite(model._objective(network, rows).full_loss(rows, 50))
+    assert np.isfinite(objective_of(model, network, rows).full_loss(rows, 50))
 
 
 def test_the_full_loss_does_not_depend_on_the_order_of_rows(small):
@@ -286,7 +292,7 @@ def test_the_full_loss_does_not_depend_on_the_order_of_rows(small):
     model = quietly(small(AECM, max_iter=1, pretrain_max_iter=1, batch_size=500).fit, X)
     network = model._rebuild(torch.float64, torch.device("cpu"))
     rows, by_class = (Rows(Z, torch.device("cpu"), torch.float64) for Z in (X, X[np.argsort(y)]))
-    objective = model._objective(network, rows)
+    objective = objective_of(model, network, rows)
     expected = pytest.approx(objective.full_loss(rows, 500), rel=RTOL)
     assert objective.full_loss(by_class, 500) == expected
 

@@ -13,12 +13,14 @@ from torch import nn
 
 from deepmix import AutoencoderDeepDPM, DeepDPM
 from deepmix._torch import Rows
+from deepmix.callbacks import EpochState
 from deepmix.distributions import hard_statistics
 from deepmix.mixture.autoencoder_deep_dpm import (
     LEAST_ERROR,
     AutoencoderDPMNetwork,
     FeatureObjective,
     center_distance,
+    log_posterior_of_one,
     within_share,
 )
 from deepmix.networks import MLP
@@ -38,7 +40,8 @@ def curved():
     return X, y
 
 
-def small_model(**parameters):
+def small_model(clusterer=None, **parameters):
+    """A small estimator; ``clusterer`` holds parameters of its clusterer."""
     settings = {
         "hidden_layer_sizes": (16,),
         "latent_dim": 2,
@@ -49,7 +52,8 @@ def small_model(**parameters):
         "dtype": "float64",
         "random_state": 0,
     }
-    return AutoencoderDeepDPM(**{**settings, **parameters})
+    dpm = DeepDPM(**{"amortized": False, "prior_scale": "codes", **(clusterer or {})})
+    return AutoencoderDeepDPM(dpm, **{**settings, **parameters})
 
 
 def rows_of(X):
@@ -92,8 +96,7 @@ def test_the_loss_is_the_formula(relative_loss, curved):
     model = small_model(relative_loss=relative_loss, n_alternations=0, **options).fit(X)
     network = model._rebuild(torch.float64, torch.device("cpu"))
     codes = model.transform(X)
-    network.mixture.exact = mixture_of(network)
-    objective = model._objective_of_features(network)
+    objective = model._objective_of_features(network, mixture_of(network))
     x, weight = torch.tensor(X), torch.tensor(np.random.default_rng(2).random(len(X)))
     with torch.no_grad():
         terms = objective.step(x, None, weight)
@@ -140,7 +143,8 @@ def test_without_alternation_it_is_deep_dpm_on_the_pretrained_codes(amortized, c
     X, _ = curved
     shared = {"amortized": amortized, "prior_scale": 1.0, "tol": 0, "n_clusters_init": 3}
     shared |= {"split_merge_every": 60, "freeze": 20}
-    model = small_model(n_alternations=0, clustering_max_iter=25, dtype="float32", **shared).fit(X)
+    clusterer = {"max_iter": 25, **shared}
+    model = small_model(clusterer, n_alternations=0, dtype="float32").fit(X)
     codes = model.transform(X)
     plain = DeepDPM(max_iter=25, random_state=0, **shared).fit(codes)
     assert model.n_clusters_ == plain.n_clusters_ > 1
@@ -156,7 +160,7 @@ def test_without_alternation_it_is_deep_dpm_on_the_pretrained_codes(amortized, c
 def test_a_linear_identity_leaves_deep_dpm_on_the_data(blobs):
     X, y = blobs
     identity = {"encoder": nn.Identity(), "decoder": nn.Identity(), "latent_dim": 3, "scale": False}
-    model = small_model(prior_scale=1.0, **identity).fit(X)
+    model = small_model({"prior_scale": 1.0}, **identity).fit(X)
     plain = DeepDPM(amortized=False, prior_scale=1.0).fit(X)
     assert model.n_iter_ == 0  # there is nothing to train
     np.testing.assert_array_equal(model.labels_, plain.labels_)
@@ -208,9 +212,9 @@ def test_the_prior_shrinks_with_the_clusters_or_stays(curved, monkeypatch):
     X, _ = curved
     scales, whole = [], DeepDPM._prior
 
-    def prior(model, data):
-        scales.append(float(data.rows.prior_factor))
-        return whole(model, data)
+    def prior(model, data, factor):
+        scales.append(factor)
+        return whole(model, data, factor)
 
     monkeypatch.setattr(DeepDPM, "_prior", prior)
     small_model().fit(X)
@@ -223,7 +227,7 @@ def test_the_prior_shrinks_with_the_clusters_or_stays(curved, monkeypatch):
 
 def test_a_clustering_begins_with_the_clusters_of_the_one_before(curved):
     X, _ = curved
-    model = small_model(clustering_max_iter=30, tol=0, n_alternations=3).fit(X)
+    model = small_model({"max_iter": 30, "tol": 0}, n_alternations=3).fit(X)
     proposals = model.proposals_
     assert set(proposals["clustering"]) == {0, 1, 2, 3}
     accepted = proposals[(proposals["clustering"] > 0) & proposals["accepted"]]
@@ -247,13 +251,14 @@ def test_history_has_what_was_trained(curved):
 
 def test_of_several_restarts_the_one_that_gains_most_is_kept(curved, monkeypatch):
     X, _ = curved
-    found, whole = [], AutoencoderDeepDPM._criterion
+    found, whole = [], AutoencoderDeepDPM._train
 
-    def criterion(model, network, rows):
-        found.append((whole(model, network, rows), len(network.mixture.means)))
-        return found[-1][0]
+    def train(*args):
+        trained = whole(*args)
+        found.append((trained.criterion, len(trained.network.mixture.means)))
+        return trained
 
-    monkeypatch.setattr(AutoencoderDeepDPM, "_criterion", criterion)
+    monkeypatch.setattr(AutoencoderDeepDPM, "_train", train)
     model = small_model(n_init=3, n_alternations=1, max_iter=2).fit(X)
     assert len({score for score, _ in found}) == 3
     assert max(score for score, _ in found) < 0  # better than one cluster
@@ -267,20 +272,18 @@ def test_the_gain_does_not_depend_on_the_units_of_the_codes(curved):
     found = []
     for matrix in (np.eye(2), np.diag([1e3, 1e-2])):
         codes = rows_of(model.transform(X) @ matrix)
-        codes.prior_factor = 1.0
-        model._fit_scaler(clustering, codes)
+        model.clusterer._fit_scaler(clustering, codes)
         data = ScaledRows(codes, clustering.scaler)
         assert len(data) == len(X)
-        found.append(model._log_posterior_of_one(data))
+        prior = model.clusterer._prior(data)
+        found.append(log_posterior_of_one(data, prior, model.clusterer))
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def test_nets_learn_the_responsibilities_of_codes(curved):
     X, y = curved
-    nets = {"amortized": True, "split_merge_every": 100, "freeze": 30}
-    model = small_model(
-        dtype="float32", pretrain_max_iter=40, n_alternations=1, n_clusters_init=4, **nets
-    ).fit(X)
+    nets = {"amortized": True, "split_merge_every": 100, "freeze": 30, "n_clusters_init": 4}
+    model = small_model(nets, dtype="float32", pretrain_max_iter=40, n_alternations=1).fit(X)
     assert adjusted_rand_score(y, model.labels_) > 0.9
     assert set(model._subnets_state) == {
         *("hidden_weight", "hidden_bias", "output_weight", "output_bias")
@@ -292,7 +295,7 @@ def test_nets_learn_the_responsibilities_of_codes(curved):
 @pytest.mark.parametrize("covariance_type", ["diag", "spherical"])
 def test_simpler_covariances_train(covariance_type, curved):
     X, y = curved
-    model = small_model(covariance_type=covariance_type, pretrain_max_iter=40).fit(X)
+    model = small_model({"covariance_type": covariance_type}, pretrain_max_iter=40).fit(X)
     assert model.covariances_.shape == (model.n_clusters_, 2)
     assert adjusted_rand_score(y, model.labels_) > 0.5
 
@@ -389,19 +392,17 @@ def test_warm_start_goes_on_from_clusters_and_encoder(curved):
 def test_an_interruption_in_any_stage_leaves_a_fitted_estimator(
     task, curved, monkeypatch, press_ctrl_c
 ):
-    from deepmix.training import minimize
+    whole = EpochState.__init__
 
-    def press(state):
-        if (state.task, state.epoch) == (task, 2):
+    def noticed(state, name, epoch, *args):
+        if (name, epoch) == (task, 2):
             press_ctrl_c()
+        whole(state, name, epoch, *args)
 
-    def watched(*args, callbacks=(), **options):
-        return minimize(*args, callbacks=[*callbacks, press], **options)
-
-    monkeypatch.setattr("deepmix.base.minimize", watched)
+    monkeypatch.setattr(EpochState, "__init__", noticed)
     X, _ = curved
     with pytest.warns(ConvergenceWarning, match=rf"interrupted after 3 of \d+ epochs \({task}\)"):
-        model = small_model(tol=0, clustering_max_iter=5).fit(X)
+        model = small_model({"tol": 0, "max_iter": 5}).fit(X)
     assert not model.converged_
     assert model.n_iter_ == (3 if task == "fit" else 0)
     assert len(model.history_["n_clusters"]) == (0 if task == "pretrain" else 1)
@@ -417,8 +418,8 @@ def test_an_interruption_in_any_stage_leaves_a_fitted_estimator(
 
 
 def test_a_clustering_that_does_not_settle_warns_with_the_remedy(curved):
-    model = small_model(n_clusters_init=30, clustering_max_iter=1, n_alternations=0)
-    with pytest.warns(ConvergenceWarning, match="did not settle in clustering_max_iter=1 epochs"):
+    model = small_model({"n_clusters_init": 30, "max_iter": 1}, n_alternations=0)
+    with pytest.warns(ConvergenceWarning, match="did not settle in clusterer__max_iter=1 epochs"):
         model.fit(curved[0])
 
 
@@ -430,14 +431,18 @@ def test_the_papers_settings_are_those_of_the_program():
     assert model.hidden_layer_sizes == (500, 500, 2000)
     assert (model.reconstruction_weight, model.clustering_weight) == (0.005, 1.0)
     assert (model.learning_rate_init, model.weight_decay) == (2e-3, 5e-4)
-    assert (model.n_clusters_init, model.amortized, model.relative_loss) == (3, True, False)
-    assert (model.batch_size, model.split_merge_every, model.max_iter) == (128, 3000, 3)
+    clusterer = model.clusterer
+    assert (clusterer.n_clusters_init, clusterer.amortized, model.relative_loss) == (3, True, False)
+    assert (clusterer.batch_size, clusterer.split_merge_every) == (128, 3000)
+    assert (model.batch_size, model.max_iter, clusterer.max_iter) == (128, 3, 300)
+    assert (clusterer.scaling, clusterer.tol, clusterer.freeze) == (None, 1.0, 200)
 
 
 def test_the_papers_settings_train(curved):
     X, _ = curved
     quick = {"hidden_layer_sizes": (16,), "latent_dim": 2, "pretrain_max_iter": 5, "max_iter": 3}
-    quick |= {"clustering_max_iter": 12, "split_merge_every": 20, "freeze": 5}
+    schedule = {"max_iter": 12, "split_merge_every": 20, "freeze": 5}
+    quick |= {f"clusterer__{name}": value for name, value in schedule.items()}
     model = AutoencoderDeepDPM.from_paper(n_samples=len(X), random_state=0, **quick)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

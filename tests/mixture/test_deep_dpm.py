@@ -19,11 +19,13 @@ from sklearn.model_selection import GridSearchCV, KFold
 
 from deepmix import AutoencoderDeepDPM, DeepDPM
 from deepmix._torch import Rows
+from deepmix.callbacks import EpochState
+from deepmix.fitting import Fit, RandomStreams
 from deepmix.gaussian_mixture import GaussianMixtureHead
 from deepmix.mixture.deep_dpm import matrices_bytes
 from deepmix.mixture.dirichlet_process_mixture import (
     DPMNetwork,
-    PartitionObjective,
+    Search,
     SubclusteringNets,
     clustering_loss,
     in_pieces,
@@ -395,7 +397,7 @@ def test_sparse_rows_are_dense_rows(amortized, five):
 @pytest.mark.parametrize("scaling", ["standard", "normalize", None])
 def test_em_in_two_fits_is_em_in_one(covariance_type, scaling, overlapping, monkeypatch):
     X, _ = overlapping
-    monkeypatch.setattr(PartitionObjective, "next_partition", lambda objective: False)
+    monkeypatch.setattr(Search, "propose", lambda *args: False)
     options = {"covariance_type": covariance_type, "scaling": scaling, "random_state": 0}
     model = DeepDPM(5, amortized=False, max_iter=3, tol=0, warm_start=True, **options).fit(X)
     twice = pickle.loads(pickle.dumps(model)).fit(X)
@@ -440,13 +442,14 @@ def test_warm_start_refuses_another_kind_of_mixture(name, value, five):
 
 def test_of_several_restarts_the_partition_of_highest_posterior_is_kept(overlapping, monkeypatch):
     X, _ = overlapping
-    found, whole = [], DeepDPM._criterion
+    found, whole = [], DeepDPM._train
 
-    def criterion(model, network, rows):
-        found.append((whole(model, network, rows), len(network.mixture.means)))
-        return found[-1][0]
+    def train(*args):
+        trained = whole(*args)
+        found.append((trained.criterion, len(trained.network.mixture.means)))
+        return trained
 
-    monkeypatch.setattr(DeepDPM, "_criterion", criterion)
+    monkeypatch.setattr(DeepDPM, "_train", train)
     options = {"amortized": False, "check_unions": False, "random_state": 0}
     model = DeepDPM(8, n_init=6, **options).fit(X)
     assert len(found) == 6
@@ -465,7 +468,8 @@ def test_nets_on_few_rows_begin_several_times(options, n_rows, n_restarts):
     X, weight = np.zeros((n_rows, 2)), np.r_[2.0, 0.0, np.ones(n_rows - 2)]
     for sample_weight in (None, weight):
         rows = Rows(X, torch.device("cpu"), torch.float32, sample_weight)
-        assert DeepDPM(**options)._n_restarts(rows) == n_restarts
+        fit = Fit(rows, X, RandomStreams(0))
+        assert DeepDPM(**options)._n_restarts(fit) == n_restarts
 
 
 @pytest.mark.filterwarnings("ignore:DeepDPM found one cluster")
@@ -522,17 +526,22 @@ def test_a_grid_search_compares_priors_by_the_density(five):
     assert search.best_params_ == {"prior_scale": 1.0}
 
 
+def pressed_after(epoch, monkeypatch, press_ctrl_c):
+    """Press Ctrl-C at the end of an epoch."""
+    whole = EpochState.__init__
+
+    def noticed(state, task, number, *args):
+        if number == epoch:
+            press_ctrl_c()
+        whole(state, task, number, *args)
+
+    monkeypatch.setattr(EpochState, "__init__", noticed)
+
+
 @BOTH
 def test_an_interruption_leaves_a_fitted_estimator(amortized, five, monkeypatch, press_ctrl_c):
     X, _ = five
-    whole = PartitionObjective.on_epoch_end
-
-    def interrupt(objective, epoch):
-        if epoch == 2:
-            press_ctrl_c()
-        return whole(objective, epoch)
-
-    monkeypatch.setattr(PartitionObjective, "on_epoch_end", interrupt)
+    pressed_after(2, monkeypatch, press_ctrl_c)
     model = DeepDPM(8, amortized=amortized, random_state=0)
     with pytest.warns(ConvergenceWarning, match="interrupted after 3 of"):
         model.fit(X)

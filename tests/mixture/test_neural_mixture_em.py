@@ -432,9 +432,9 @@ def test_the_most_stable_restart_is_kept_or_that_of_lowest_loss():
     kept = []
 
     class Watched(NeuralMixtureEM):
-        def _criterion(self, network, rows):
-            kept.append((network, contingencies(network, rows)))
-            return super()._criterion(network, rows)
+        def _criterion(self, fit, network):
+            kept.append((network, contingencies(network, fit.rows)))
+            return super()._criterion(fit, network)
 
     Watched(10, **options).fit(X)
     network, table = kept[0]
@@ -466,9 +466,9 @@ def test_a_callback_sees_one_restart_of_an_ensemble(blobs):
     seen = []
 
     class Watched(NeuralMixtureEM):
-        def _attributes(self, network, history, restart, rows, X):
-            seen.append(self._attributes_midway(network, rows))
-            return super()._attributes(network, history, restart, rows, X)
+        def _attributes(self, fit, trained):
+            seen.append(self._attributes_midway(fit, trained.network))
+            return super()._attributes(fit, trained)
 
     model = Watched(4, ensemble=True, n_init=3, max_iter=100, random_state=0).fit(X)
     assert model.module_.n_members == 3
@@ -681,9 +681,9 @@ def test_of_convolutional_networks_the_one_of_lowest_loss_goes_on_after_a_race(d
     losses = []
 
     class Watched(NeuralMixtureEM):
-        def _stage(self, network, *args, **options):
+        def _stage(self, fit, network, *args, **options):
             n_members = network.n_members
-            history = super()._stage(network, *args, **options)
+            history = super()._stage(fit, network, *args, **options)
             last = sum(history.terms[name][-1] for name in history.watch)
             losses.append((n_members, history.n_iter, last))
             return history

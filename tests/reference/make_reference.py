@@ -84,8 +84,7 @@ FITS = {
             "pretrain_max_iter": 20,
             "n_alternations": 2,
             "max_iter": 5,
-            "clustering_max_iter": 4,
-            "prior_scale": 0.5,
+            "clusterer": DeepDPM(3, amortized=False, max_iter=4, prior_scale=0.5, tol=0),
         },
     ),
 }
@@ -131,8 +130,11 @@ def fit(name):
             "warm_up": 0,
         },
     }
-    settings = {"dtype": "auto", "tol": 0, "random_state": 0, **small.get(cls, {}), **parameters}
-    return cls(3, **settings).fit(data())
+    settings = {"dtype": "auto", "random_state": 0, **small.get(cls, {}), **parameters}
+    if cls is not AutoencoderDeepDPM:
+        settings |= {"tol": 0}
+        return cls(3, **settings).fit(data())
+    return cls(**settings).fit(data())
 
 
 def summary(model):
