@@ -1,6 +1,6 @@
 """Deep mixture models for clustering, as scikit-learn estimators."""
 
-from deepmix.initialization import pretrain_autoencoder
+from deepmix.autoencoder import pretrain_autoencoder
 from deepmix.mixture import (
     AECM,
     DCAN,

@@ -95,7 +95,6 @@ class BaseDeepMixture(
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
-    _network_class = None
     _batched_restarts = False
     _relative_weights = True
     _auto_batch_size = (20, 256)

@@ -5,10 +5,8 @@ from numbers import Real
 
 import numpy as np
 import torch
-from sklearn.utils import check_array
-from sklearn.utils.validation import check_is_fitted
 
-from deepmix._torch import Rows, apply_batchwise, own_modes, sum_batchwise, to_host
+from deepmix._torch import Rows, apply_batchwise, own_modes, sum_batchwise
 from deepmix.base import BaseDeepMixture, Interval, StrOptions
 from deepmix.distributions import (
     mixture_log_density,
@@ -99,79 +97,6 @@ class CenterMixture(BaseDeepMixture, abstract=True):
     def _fitted_attributes(self, fit, network, restart=0):
         attributes = super()._fitted_attributes(fit, network, restart)
         return {**attributes, **center_mixture(network.select(restart).eval(), fit.rows)}
-
-
-class DecoderMixin:
-    """For models that decode codes: the network gives ``decode(z)``.
-
-    ``_centers_attribute`` names the fitted centres among the codes.
-    """
-
-    _centers_attribute = "latent_centers_"
-
-    def inverse_transform(self, X):
-        """Decode codes.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, latent_dim)
-
-        Returns
-        -------
-        X_original : ndarray of shape (n_samples, n_features)
-        """
-        check_is_fitted(self)
-        codes = check_array(to_host(X), dtype=[np.float64, np.float32], order="C")
-        if codes.shape[1] != self._n_features_out:
-            raise ValueError(
-                f"X has {codes.shape[1]} columns; expected codes of latent_dim="
-                f"{self._n_features_out} dimensions, as transform gives them."
-            )
-        return self._apply("decode", codes)
-
-    def interpolate(self, start, stop, n_steps=9):
-        """Decode the straight line between two centres.
-
-        Parameters
-        ----------
-        start, stop : int
-            Clusters.
-        n_steps : int, default=9
-            Points on the line, both ends included.
-
-        Returns
-        -------
-        X : ndarray of shape (n_steps, n_features)
-        """
-        check_is_fitted(self)
-        steps = np.linspace(0, 1, n_steps)[:, None]
-        ends = getattr(self, self._centers_attribute)[[start, stop]]
-        return self.inverse_transform((1 - steps) * ends[0] + steps * ends[1])
-
-
-class LatentMixture(DecoderMixin, CenterMixture, abstract=True):
-    """Base class of models whose clusters have a centre among codes, which a decoder maps to data.
-
-    Fitted are ``latent_centers_`` and ``latent_variance_``.
-    """
-
-    def sample(self, n_samples=1):
-        """Draw codes from the spherical mixture around the centres, and decode them.
-
-        Parameters
-        ----------
-        n_samples : int, default=1
-
-        Returns
-        -------
-        X : ndarray of shape (n_samples, n_features)
-        labels : ndarray of shape (n_samples,)
-            Cluster that each row was drawn from.
-        """
-        check_is_fitted(self)
-        labels, noise = self._draw(n_samples, self._n_features_out)
-        codes = self.latent_centers_[labels] + np.sqrt(self.latent_variance_) * noise
-        return self.inverse_transform(codes), labels
 
 
 def center_mixture(network, rows):

@@ -231,25 +231,6 @@ def _layer_width(token, kind):
     return int(token[1:]) if token[:1] == kind and token[1:].isdigit() else 0
 
 
-class Autoencoder(nn.Module):
-    """An encoder and a decoder: ``x -> z -> x_hat``.
-
-    Attributes
-    ----------
-    encoder, decoder : nn.Module
-        (B, n_features) -> (B, latent_dim) and back.
-    """
-
-    def __init__(self, encoder, decoder):
-        super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-
-    def forward(self, x, return_code=False):
-        z = self.encoder(x)
-        x_hat = self.decoder(z)
-        return (z, x_hat) if return_code else x_hat
-
-
 # --- Clustering head -------------------------------------------------------------------
 
 

@@ -159,6 +159,11 @@ class History:
         names = {**earlier.terms, **self.terms}
         self.terms = {n: [*earlier.terms.get(n, []), *self.terms.get(n, [])] for n in names}
 
+    def after(self, pretraining):
+        """The same history, with the terms of a stage ``'pretrain'`` before it."""
+        self.before = {f"pretrain_{name}": values for name, values in pretraining.terms.items()}
+        return self
+
     def arrays(self, restart=0):
         """Curves of one restart, and the sum of its terms: dict of ndarray of shape (n_iter,)."""
         curves, before = _curves(self.terms, restart), _curves(self.before, restart)

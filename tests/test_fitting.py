@@ -39,7 +39,7 @@ def test_streams_of_a_generator_go_on_where_it_is():
 
 def test_a_fit_is_not_changed_by_the_network_that_its_rows_go_through():
     class Wide(nn.Module):
-        width = 1000
+        width = 10**6
 
     rows = Rows(np.zeros((5, 2)), torch.device("cpu"), torch.float32)
     fit = Fit(rows, None, RandomStreams(0))

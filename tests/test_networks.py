@@ -8,7 +8,6 @@ from torch import nn
 from deepmix.networks import (
     CONVOLUTIONS,
     MLP,
-    Autoencoder,
     ClusteringNetwork,
     ConvNet,
     Members,
@@ -80,11 +79,6 @@ def test_an_mlp_has_leaky_layers_and_a_linear_end():
     assert kinds == [nn.Linear, nn.LeakyReLU] * 2 + [nn.Linear]
     assert [layer.negative_slope for layer in MLP((4, 3, 2)) if hasattr(layer, "negative_slope")]
     assert [type(layer) for layer in MLP((4, 2))] == [nn.Linear]
-
-
-def test_an_autoencoder_is_decoder_after_encoder():
-    encoder, decoder, x = nn.Linear(4, 2), nn.Linear(2, 4), torch.rand(3, 4)
-    assert torch.equal(Autoencoder(encoder, decoder)(x), decoder(encoder(x)))
 
 
 # --- Clustering head ---

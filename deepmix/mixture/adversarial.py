@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.functional import leaky_relu, linear, softplus
 
 from deepmix._torch import full_precision
+from deepmix.autoencoder import AutoencoderNetwork
 from deepmix.distributions import GaussianStatistics, hard_statistics
 from deepmix.gaussian_mixture import (
     GaussianMixtureHead,
@@ -26,13 +27,9 @@ from deepmix.linalg import spectral_norm
 from deepmix.losses import squared_error
 from deepmix.networks import (
     MLP,
-    Autoencoder,
-    Standardizer,
     Whitener,
     build_on_meta,
-    make_coder,
     trainable,
-    widest,
 )
 from deepmix.training import Objective, Phase
 
@@ -307,7 +304,7 @@ def coders(hidden_layer_sizes, activation, encoder=None, decoder=None):
     return {"encoder": encoder, "decoder": decoder}
 
 
-class DCANNetwork(nn.Module):
+class DCANNetwork(AutoencoderNetwork):
     """An autoencoder, the mixtures of its codes, and what the divergence needs.
 
     Attributes
@@ -344,14 +341,8 @@ class DCANNetwork(nn.Module):
         activation="relu",
         spectral_norm=False,
     ):
-        super().__init__()
-        sizes = (n_features, *hidden_layer_sizes, latent_dim)
-        self.scaler = Standardizer(n_features)
         spec = coders(hidden_layer_sizes, activation, encoder, decoder)
-        self.autoencoder = Autoencoder(
-            make_coder(spec["encoder"], sizes, "encoder"),
-            make_coder(spec["decoder"], sizes[::-1], "decoder"),
-        )
+        super().__init__(n_features, latent_dim, hidden_layer_sizes, **spec)
         self.whitener = Whitener(latent_dim)
         self.tracked = TiedMixture(n_clusters, latent_dim)
         self.mixture = GaussianMixtureHead(latent_dim, n_clusters)
@@ -367,16 +358,15 @@ class DCANNetwork(nn.Module):
 
     @property
     def width(self):
-        """Numbers that a row becomes at most."""
-        return max(len(self.scaler.mean), widest(self.autoencoder), self.mixture.means.numel())
+        return max(super().width, self.mixture.means.numel())
 
     def encode(self, x):
-        """Codes: (B, n_features) -> (B, latent_dim)."""
-        return self.whitener(self.autoencoder.encoder(self.scaler(x)))
+        """Whitened codes: (B, n_features) -> (B, latent_dim)."""
+        return self.whitener(super().encode(x))
 
     def decode(self, z):
-        """Back to the units of the data: (B, latent_dim) -> (B, n_features)."""
-        return self.scaler.inverse(self.autoencoder.decoder(self.whitener.inverse(z)))
+        """Rows in the units of the data: (B, latent_dim) -> (B, n_features)."""
+        return super().decode(self.whitener.inverse(z))
 
     def features(self, z, labels):
         """What the critic sees of codes: (B, latent_dim) -> (B, latent_dim)."""
@@ -393,12 +383,6 @@ class DCANNetwork(nn.Module):
     def log_density(self, x):
         """Of the codes of rows: (B, n_features) -> (B,)."""
         return torch.logsumexp(self.mixture.log_joint(self.encode(x)), dim=1)
-
-    def forward(self, x):
-        return self.resp(x)
-
-    def select(self, restart):
-        return self
 
     def set_mixture(self, parameters):
         """Let predictions be those of `MixtureParameters` of any type."""

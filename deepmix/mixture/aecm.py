@@ -10,18 +10,18 @@ ours that neither forget the k-means labels nor stall.
 from numbers import Integral, Real
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
+from sklearn.utils.validation import check_is_fitted
 
 from deepmix._torch import full_precision, sum_batchwise
+from deepmix.autoencoder import AutoencoderMixin, AutoencoderNetwork
 from deepmix.base import Interval, StrOptions
-from deepmix.center_mixture import LatentMixture
+from deepmix.center_mixture import CenterMixture
 from deepmix.distributions import DirichletPrior, log_mean_resp
 from deepmix.fitting import Trained
 from deepmix.initialization import (
-    ReconstructionObjective,
     best_mixture,
-    build_autoencoder,
     initial_centers,
     sample_rows,
 )
@@ -36,14 +36,9 @@ from deepmix.mixture.clustering_module import (
     restart_criterion,
 )
 from deepmix.networks import (
-    Autoencoder,
     ClusteringNetwork,
-    Standardizer,
     Whitener,
-    check_layer_sizes,
-    make_coder,
     trainable,
-    widest,
 )
 from deepmix.training import History, Objective, Phase
 
@@ -120,43 +115,34 @@ def orthonormality(centers):
 # --- Network ---------------------------------------------------------------------------
 
 
-class AECMNetwork(nn.Module):
+class AECMNetwork(AutoencoderNetwork):
     """A clustering module on the codes of an autoencoder (Fig. 2).
 
     Attributes
     ----------
     scaler : Standardizer
-        Of the data.
     autoencoder : Autoencoder
     whitener : Whitener
-        Of the codes: makes pretrained clusters round, and their centres of norm about one.
+        Maps the codes so that pretrained clusters are round, and their centres of norm about one.
     clustering : ClusteringNetwork
     """
 
-    def __init__(
-        self, n_features, n_clusters, latent_dim, hidden_layer_sizes, encoder=None, decoder=None
-    ):
-        super().__init__()
-        sizes = (n_features, *hidden_layer_sizes, latent_dim)
-        self.scaler = Standardizer(n_features)
-        self.autoencoder = Autoencoder(
-            make_coder(encoder, sizes, "encoder"), make_coder(decoder, sizes[::-1], "decoder")
-        )
+    def __init__(self, n_features, n_clusters, latent_dim, hidden_layer_sizes, **coders):
+        super().__init__(n_features, latent_dim, hidden_layer_sizes, **coders)
         self.whitener = Whitener(latent_dim)
         self.clustering = ClusteringNetwork(latent_dim, n_clusters)
 
     @property
     def width(self):
-        """Numbers that a row becomes at most."""
-        return max(len(self.scaler.mean), widest(self.autoencoder), self.clustering.n_clusters)
+        return max(super().width, self.clustering.n_clusters)
 
     def encode(self, x):
-        """Codes: (B, n_features) -> (B, latent_dim)."""
-        return self.whitener(self.autoencoder.encoder(self.scaler(x)))
+        """Whitened codes: (B, n_features) -> (B, latent_dim)."""
+        return self.whitener(super().encode(x))
 
     def decode(self, z):
-        """Back to the units of the data: (B, latent_dim) -> (B, n_features)."""
-        return self.scaler.inverse(self.autoencoder.decoder(self.whitener.inverse(z)))
+        """Rows in the units of the data: (B, latent_dim) -> (B, n_features)."""
+        return super().decode(self.whitener.inverse(z))
 
     def resp(self, x):
         """Responsibilities: (B, n_features) -> (B, n_clusters)."""
@@ -165,15 +151,9 @@ class AECMNetwork(nn.Module):
     def log_resp(self, z):
         return self.clustering.log_resp(z)[:, 0]
 
-    def forward(self, x):
-        return self.resp(x)
-
     def cluster_centers(self):
         """Decoded centres: (n_clusters, n_features)."""
         return self.decode(self.clustering.centers()[0])
-
-    def select(self, restart):
-        return self
 
 
 # --- Training --------------------------------------------------------------------------
@@ -251,7 +231,7 @@ class JointObjective(Objective):
 # --- Estimator -------------------------------------------------------------------------
 
 
-class AECM(LatentMixture):
+class AECM(AutoencoderMixin, CenterMixture):
     """AE-CM: a clustering module and a deep autoencoder trained together.
 
     The encoder learns codes in which the clusters are spheres around orthonormal centres, the
@@ -398,7 +378,7 @@ class AECM(LatentMixture):
     """
 
     _parameter_constraints: dict = {
-        **LatentMixture._parameter_constraints,
+        **CenterMixture._parameter_constraints,
         "hidden_layer_sizes": ["array-like"],
         "latent_dim": [None, Interval(Integral, 1, None, closed="left")],
         "init": [
@@ -516,46 +496,40 @@ class AECM(LatentMixture):
         }
         return cls(n_clusters, **{**settings, **parameters})
 
+    def sample(self, n_samples=1):
+        """Draw codes from the spherical mixture around the centres, and decode them.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+        labels : ndarray of shape (n_samples,)
+            Cluster that each row was drawn from.
+        """
+        check_is_fitted(self)
+        labels, noise = self._draw(n_samples, self._n_features_out)
+        codes = self.latent_centers_[labels] + np.sqrt(self.latent_variance_) * noise
+        return self.inverse_transform(codes), labels
+
     # --- Hooks of the base class -----------------------------------------------------
 
+    def _latent_dim(self, n_features):
+        return self.latent_dim or max(10, self.n_clusters)
+
     @property
-    def _n_features_out(self):
-        return self._arguments["latent_dim"]
-
-    def _network_arguments(self, n_features):
-        return {
-            "n_features": n_features,
-            "n_clusters": self.n_clusters,
-            "latent_dim": self.latent_dim or max(10, self.n_clusters),
-            "hidden_layer_sizes": tuple(self.hidden_layer_sizes),
-            "encoder": self.encoder,
-            "decoder": self.decoder,
-        }
-
-    def _check_parameters(self):
-        super()._check_parameters()
-        check_layer_sizes(self.hidden_layer_sizes)
+    def _weights_scheme(self):
+        return "glorot-normal" if self.init == "random" else "glorot"
 
     def _init_network(self, fit, n_restarts):
-        rows, generator = fit.rows, fit.rng.torch
-        arguments = self._network_arguments(rows.n_features)
-        network = AECMNetwork(**arguments)
-        parts = ("hidden_layer_sizes", "latent_dim", "encoder", "decoder")
-        network.autoencoder = build_autoencoder(
-            rows.n_features,
-            generator=generator,
-            dtype=rows.dtype,
-            scheme="glorot-normal" if self.init == "random" else "glorot",
-            **{name: arguments[name] for name in parts},
-        )
-        network = network.to(rows.dtype)
-        if self.scale:
-            network.scaler.fit(*rows.moments())
+        network = super()._init_network(fit, n_restarts)
         if self.init == "random":
-            network.clustering.init_random(generator, self.logit_gain or 1.0)
+            network.clustering.init_random(fit.rng.torch, self.logit_gain or 1.0)
         elif self.init == "orthonormal":
             gain = self.logit_gain or 0.8 * self.n_clusters
-            network.clustering.init_orthonormal(generator, gain)
+            network.clustering.init_orthonormal(fit.rng.torch, gain)
         return network
 
     def _objective(self, fit, network):
@@ -567,46 +541,35 @@ class AECM(LatentMixture):
         )
 
     def _train(self, fit, network):
-        before = History()
+        before, history = History(), History(interrupted=True)
         if self.init.startswith("pretrain") and not fit.continues:
             before = self._pretrain(fit, network)
-            network.train()
-        if before.interrupted:
-            history = History(interrupted=True)
-        else:
-            history = self._minimize_and_average(fit, network, self._objective(fit, network))
-        history.before = {f"pretrain_{name}": values for name, values in before.terms.items()}
+            before.interrupted |= self._start(fit, network.eval(), before.interrupted)
+        if not before.interrupted:
+            objective = self._objective(fit, network.train())
+            history = self._minimize_and_average(fit, network, objective)
         network.eval()
-        return Trained(network, history, self._criterion(fit, network))
+        return Trained(network, history.after(before), self._criterion(fit, network))
 
     def _criterion(self, fit, network):
         if self.selection == "sparsity":
             return restart_criterion(ambiguity, network.encode, network.clustering, fit.rows)
         return self._objective(fit, network).full_loss(fit.rows, self._batch_size(fit.rows))
 
-    def _minimize(self, *args, **options):
-        return super()._minimize(*args, precision=self.precision, **options)
-
-    def _pretrain(self, fit, network):
-        """Train the autoencoder alone, then start the clustering module from its codes."""
-        history = History()
-        if trainable(network.autoencoder):
-            objective = ReconstructionObjective(network.autoencoder, network.scaler)
-            stage = {"max_iter": self.pretrain_max_iter, "task": "pretrain"}
-            history = self._minimize(fit, network, objective, **stage)
-        network.eval()  # the codes that predictions will see, whatever layers a user brings
+    def _start(self, fit, network, interrupted):
+        """Start the clustering module from the codes; whether that was interrupted."""
         random_state, n_codes = fit.rng.numpy, self._n_codes(network)
         sample = sample_rows(fit.rows, network.encode, self.n_clusters, random_state, n_codes)
         if self.init == "pretrain-gmm":
             self._start_from_mixture(network, *sample, random_state)
         else:
             self._start_from_kmeans(network, *sample, random_state)
-        if self.init == "pretrain-pinv" and not history.interrupted:
-            prior = DirichletPrior(self.concentration, CENTER_DISTANCE, network.scaler.scale)
-            alone = ClusteringObjective(network.encode, network.clustering, prior)
-            stage = {"max_iter": self.clustering_max_iter, "task": "clustering"}
-            history.interrupted |= self._minimize(fit, network, alone, **stage).interrupted
-        return history
+        if self.init != "pretrain-pinv" or interrupted:
+            return False
+        prior = DirichletPrior(self.concentration, CENTER_DISTANCE, network.scaler.scale)
+        alone = ClusteringObjective(network.encode, network.clustering, prior)
+        stage = {"max_iter": self.clustering_max_iter, "task": "clustering"}
+        return self._minimize(fit, network, alone, **stage).interrupted
 
     def _n_codes(self, network):
         return min(CODES, MIXTURE_BUDGET // network.clustering.decoder_weight.numel())

@@ -14,18 +14,12 @@ import numpy as np
 import torch
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
-from torch import nn
 
 from deepmix._torch import Rows, apply_batchwise, full_precision, own_modes
+from deepmix.autoencoder import AutoencoderMixin, AutoencoderNetwork, reconstruction_unit
 from deepmix.base import BaseDeepMixture, Interval, StrOptions
-from deepmix.center_mixture import DecoderMixin
 from deepmix.distributions import log_evidence
 from deepmix.fitting import Trained
-from deepmix.initialization import (
-    ReconstructionObjective,
-    build_autoencoder,
-    reconstruction_unit,
-)
 from deepmix.linalg import inverse_cholesky
 from deepmix.losses import squared_error
 from deepmix.mixture.deep_dpm import (
@@ -41,12 +35,7 @@ from deepmix.mixture.deep_dpm import (
 )
 from deepmix.mixture.dirichlet_process_mixture import DPMFit, DPMNetwork, Start, in_pieces
 from deepmix.networks import (
-    Autoencoder,
-    Standardizer,
-    check_layer_sizes,
-    make_coder,
     trainable,
-    widest,
 )
 from deepmix.scaled_rows import ScaledRows
 from deepmix.split_merge import PROPOSAL
@@ -106,20 +95,20 @@ def within_share(statistics):
 # --- Network ---------------------------------------------------------------------------
 
 
-class AutoencoderDPMNetwork(nn.Module):
+class AutoencoderDPMNetwork(AutoencoderNetwork):
     """An autoencoder, and a mixture of its codes.
 
     Attributes
     ----------
     scaler : Standardizer
-        Of the data.
     autoencoder : Autoencoder
     clustering : DPMNetwork
-        Of the codes, with a scaling of its own.
+        The mixture, with a scaler of the codes.
     error : Tensor of shape ()
         Squared error of a row after pretraining: the unit of the reconstruction.
     shrinkage : Tensor of shape ()
-        What the alternations have left of the clusters' share in the variance of the codes.
+        Share of the clusters in the variance of the codes now, divided by that at the first
+        clustering: it scales the prior.
     """
 
     def __init__(
@@ -128,37 +117,22 @@ class AutoencoderDPMNetwork(nn.Module):
         n_clusters,
         latent_dim,
         hidden_layer_sizes,
-        encoder=None,
-        decoder=None,
         clustering_hidden_layer_sizes=None,
         full=True,
+        **coders,
     ):
-        super().__init__()
-        sizes = (n_features, *hidden_layer_sizes, latent_dim)
-        self.scaler = Standardizer(n_features)
-        self.autoencoder = Autoencoder(
-            make_coder(encoder, sizes, "encoder"), make_coder(decoder, sizes[::-1], "decoder")
-        )
+        super().__init__(n_features, latent_dim, hidden_layer_sizes, **coders)
         self.clustering = DPMNetwork(latent_dim, n_clusters, clustering_hidden_layer_sizes, full)
         self.register_buffer("error", torch.ones(()))
         self.register_buffer("shrinkage", torch.ones(()))
 
     @property
     def width(self):
-        """Numbers that a row becomes at most."""
-        return max(len(self.scaler.mean), widest(self.autoencoder), self.clustering.width)
+        return max(super().width, self.clustering.width)
 
     @property
     def mixture(self):
         return self.clustering.mixture
-
-    def encode(self, x):
-        """Codes: (B, n_features) -> (B, latent_dim)."""
-        return self.autoencoder.encoder(self.scaler(x))
-
-    def decode(self, z):
-        """Back to the units of the data: (B, latent_dim) -> (B, n_features)."""
-        return self.scaler.inverse(self.autoencoder.decoder(z))
 
     def resp(self, x):
         """Responsibilities: (B, n_features) -> (B, n_clusters)."""
@@ -167,12 +141,6 @@ class AutoencoderDPMNetwork(nn.Module):
     def log_density(self, x):
         """Of the codes."""
         return self.clustering.log_density(self.encode(x))
-
-    def forward(self, x):
-        return self.resp(x)
-
-    def select(self, restart):
-        return self
 
 
 # --- Training --------------------------------------------------------------------------
@@ -218,7 +186,7 @@ class FeatureObjective(Objective):
 # --- Estimator -------------------------------------------------------------------------
 
 
-class AutoencoderDeepDPM(DecoderMixin, BaseDeepMixture):
+class AutoencoderDeepDPM(AutoencoderMixin, BaseDeepMixture):
     """DeepDPM on the codes of an autoencoder, which is trained in turn with it.
 
     For images and other data of many features, in which no Gaussian describes a cluster, and
@@ -502,10 +470,6 @@ class AutoencoderDeepDPM(DecoderMixin, BaseDeepMixture):
 
     # --- Hooks of the base class -----------------------------------------------------
 
-    @property
-    def _n_features_out(self):
-        return self._arguments["latent_dim"]
-
     def _clusterer(self):
         """The clusterer to use: a copy."""
         if self.clusterer is None:
@@ -525,7 +489,6 @@ class AutoencoderDeepDPM(DecoderMixin, BaseDeepMixture):
 
     def _check_parameters(self):
         super()._check_parameters()
-        check_layer_sizes(self.hidden_layer_sizes)
         clusterer = self._clusterer()
         clusterer._validate_params()
         clusterer._check_parameters()
@@ -538,18 +501,21 @@ class AutoencoderDeepDPM(DecoderMixin, BaseDeepMixture):
     def _check_total_weight(self, rows):
         warn_of_light_weights(rows)
 
+    def _latent_dim(self, n_features):
+        return self.latent_dim or min(LATENT_DIM, n_features)
+
+    def _n_clusters(self):
+        """Clusters that a fit begins with."""
+        return self._arguments["n_clusters"] if self._continues() else self._least_rows()[1]
+
+    def _mixture_arguments(self, n_features):
+        latent_dim, n_clusters = self._latent_dim(n_features), self._n_clusters()
+        return self._clusterer()._mixture_arguments(latent_dim, n_clusters)
+
     def _network_arguments(self, n_features):
-        clusterer, latent_dim = self._clusterer(), self.latent_dim or min(LATENT_DIM, n_features)
-        continues = self._continues()
-        n_clusters = self._arguments["n_clusters"] if continues else clusterer.n_clusters_init
-        mixture = clusterer._mixture_arguments(latent_dim, n_clusters)
+        mixture = self._mixture_arguments(n_features)
         return {
-            "n_features": n_features,
-            "n_clusters": n_clusters,
-            "latent_dim": latent_dim,
-            "hidden_layer_sizes": tuple(self.hidden_layer_sizes),
-            "encoder": self.encoder,
-            "decoder": self.decoder,
+            **super()._network_arguments(n_features),
             "clustering_hidden_layer_sizes": mixture["hidden_layer_sizes"],
             "full": mixture["full"],
         }
@@ -563,28 +529,16 @@ class AutoencoderDeepDPM(DecoderMixin, BaseDeepMixture):
         return max(super()._step_work(rows), self._clusterer()._mixture_work(rows, latent_dim))
 
     def _init_network(self, fit, n_restarts):
-        rows, generator = fit.rows, fit.rng.torch
-        arguments = self._network_arguments(rows.n_features)
-        clusterer, latent_dim = self._clusterer(), arguments["latent_dim"]
-        mixture = clusterer._mixture_arguments(latent_dim, arguments["n_clusters"])
+        mixture = self._mixture_arguments(fit.rows.n_features)
         refuse_large_matrices(mixture, fit.device)
-        clusterer._prior_spread(rows.total_weight, latent_dim)  # raises now what it would later
-        network = AutoencoderDPMNetwork(**arguments)
-        parts = ("hidden_layer_sizes", "latent_dim", "encoder", "decoder")
-        network.autoencoder = build_autoencoder(
-            rows.n_features,
-            generator=generator,
-            dtype=fit.dtype,
-            **{name: arguments[name] for name in parts},
-        )
-        network.clustering = draw_mixture(mixture, generator)
+        # Raises now what it would raise after pretraining.
+        self._clusterer()._prior_spread(fit.rows.total_weight, mixture["n_features"])
+        network = super()._init_network(fit, n_restarts)
+        network.clustering = draw_mixture(mixture, fit.rng.torch)
         # Equal clusters, for callbacks that predict while the autoencoder is trained alone.
         ones = torch.ones_like(network.mixture.means, dtype=torch.float64)
         covariances = torch.diag_embed(ones) if mixture["full"] else ones
         network.mixture.set(ones[:, 0] / len(ones), 0 * ones, covariances)
-        network = network.to(fit.dtype)
-        if self.scale:
-            network.scaler.fit(*rows.moments())
         return network
 
     # --- Training --------------------------------------------------------------------
@@ -592,6 +546,8 @@ class AutoencoderDeepDPM(DecoderMixin, BaseDeepMixture):
     def _train(self, fit, network):
         clusterer = self._clusterer()
         before = self._pretrain(fit, network)
+        if not fit.continues:
+            network.error.fill_(reconstruction_unit(network.eval(), fit.rows, LEAST_ERROR))
         history = History(interrupted=before.interrupted, stopped=before.stopped)
         n_phases = self.n_alternations if trainable(network.autoencoder) and self.max_iter else 0
         found = []
@@ -604,7 +560,6 @@ class AutoencoderDeepDPM(DecoderMixin, BaseDeepMixture):
                 history.stopped |= found[-1].history.stopped
         whole = len(found) == n_phases + 1 and not history.stopped
         history.converged = whole and found[-1].history.converged
-        history.before = {f"pretrain_{name}": values for name, values in before.terms.items()}
         history.others["n_clusters"] = np.array([len(f.mixture[0]) for f in found], dtype=int)
         attributes = {
             "clusterer_": clusterer,
@@ -615,23 +570,11 @@ class AutoencoderDeepDPM(DecoderMixin, BaseDeepMixture):
         }
         # Codes of another restart have other units: what counts is the gain over one cluster.
         criterion = found[-1].criterion + found[-1].of_one if found else 0.0
-        return Trained(network.eval(), history, criterion, attributes=attributes)
+        return Trained(network.eval(), history.after(before), criterion, attributes=attributes)
 
     def _minimize(self, fit, network, objective, **options):
-        autoencoder = {"precision": self.precision, "weight_decay": self.weight_decay}
-        return super()._minimize(fit, network, objective, may_stop=False, **autoencoder, **options)
-
-    def _pretrain(self, fit, network):
-        """Train the autoencoder alone, and note its error."""
-        history = History()
-        if fit.continues:
-            return history
-        if trainable(network.autoencoder):
-            objective = ReconstructionObjective(network.autoencoder, network.scaler)
-            stage = {"max_iter": self.pretrain_max_iter, "task": "pretrain"}
-            history = self._minimize(fit, network, objective, **stage)
-        network.error.fill_(reconstruction_unit(network.eval(), fit.rows, LEAST_ERROR))
-        return history
+        options = {"may_stop": False, "weight_decay": self.weight_decay, **options}
+        return super()._minimize(fit, network, objective, **options)
 
     def _train_features(self, fit, network, before, found):
         """An alternation's epochs of the autoencoder, with the optimiser of the last."""

@@ -16,8 +16,8 @@ from sklearn.base import _fit_context
 from sklearn.utils.validation import check_is_fitted
 
 from deepmix._torch import make_generator, own_modes, sum_batchwise, threads_for
+from deepmix.autoencoder import AutoencoderMixin, reconstruction_unit
 from deepmix.base import BaseDeepMixture, Interval, StrOptions
-from deepmix.center_mixture import DecoderMixin
 from deepmix.fitting import Fit, RandomStreams, Trained
 from deepmix.gaussian_mixture import (
     COVARIANCE_TYPES,
@@ -26,11 +26,8 @@ from deepmix.gaussian_mixture import (
     log_joint,
 )
 from deepmix.initialization import (
-    ReconstructionObjective,
-    build_autoencoder,
     canonical_order,
     first_best,
-    reconstruction_unit,
     sample_rows,
 )
 from deepmix.linalg import cholesky
@@ -39,7 +36,6 @@ from deepmix.mixture.adversarial import (
     OBJECTIVES,
     DCANNetwork,
     Settings,
-    coders,
     hard_mixture,
 )
 from deepmix.mixture_search import covariance_type_for, k_means, plus_plus, search_mixture
@@ -85,7 +81,7 @@ PAPER_SETTINGS = {
 # --- Estimator -------------------------------------------------------------------------
 
 
-class DCAN(DecoderMixin, BaseDeepMixture):
+class DCAN(AutoencoderMixin, BaseDeepMixture):
     """DCAN: an encoder against a critic that asks whether codes come from their cluster.
 
     An autoencoder is trained, then its encoder goes on: until a small network, the critic, cannot
@@ -509,20 +505,12 @@ class DCAN(DecoderMixin, BaseDeepMixture):
 
     # --- Hooks of the base class -----------------------------------------------------
 
-    @property
-    def _n_features_out(self):
-        return self._arguments["latent_dim"]
+    def _latent_dim(self, n_features):
+        return self.latent_dim or min(n_features, max(10, 2 * self.n_clusters // 3))
 
     def _network_arguments(self, n_features):
-        hidden = tuple(self.hidden_layer_sizes)
-        latent_dim = self.latent_dim or min(n_features, max(10, 2 * self.n_clusters // 3))
         return {
-            "n_features": n_features,
-            "n_clusters": self.n_clusters,
-            "latent_dim": latent_dim,
-            "hidden_layer_sizes": hidden,
-            "encoder": self.encoder,
-            "decoder": self.decoder,
+            **super()._network_arguments(n_features),
             "divergence": self.divergence,
             "conditional": self.conditional,
             "critic_hidden_layer_sizes": tuple(self.critic_hidden_layer_sizes),
@@ -532,27 +520,15 @@ class DCAN(DecoderMixin, BaseDeepMixture):
 
     def _check_parameters(self):
         super()._check_parameters()
-        check_layer_sizes(self.hidden_layer_sizes)
         check_layer_sizes(self.critic_hidden_layer_sizes, "critic_hidden_layer_sizes")
 
     def _init_network(self, fit, n_restarts):
-        rows, generator = fit.rows, fit.rng.torch
-        arguments = self._network_arguments(rows.n_features)
-        network = DCANNetwork(**arguments)
-        parts = ("hidden_layer_sizes", "activation", "encoder", "decoder")
-        hidden, latent_dim = arguments["hidden_layer_sizes"], arguments["latent_dim"]
-        spec = coders(**{name: arguments[name] for name in parts})
-        network.autoencoder = build_autoencoder(
-            rows.n_features, hidden, latent_dim, generator, dtype=rows.dtype, **spec
-        )
+        network = super()._init_network(fit, n_restarts)
         for name in ("critic", "deviation"):
             if getattr(network, name) is not None:
                 # With biases of zero a code on its mean would lie on the kink of every ReLU.
-                part = materialize(getattr(network, name), generator, "fan-in")
+                part = materialize(getattr(network, name), fit.rng.torch, "fan-in")
                 setattr(network, name, part)
-        network = network.to(rows.dtype)
-        if self.scale:
-            self._fit_scaler(network.scaler, rows)
         return network
 
     def _fit_scaler(self, scaler, rows):
@@ -565,9 +541,8 @@ class DCAN(DecoderMixin, BaseDeepMixture):
     # --- Training --------------------------------------------------------------------
 
     def _train(self, fit, network):
-        before = History()
+        before = self._pretrain(fit, network, **self._pretraining(fit.rows))
         if not fit.continues:
-            before = self._pretrain(fit, network)
             self._start(fit, network.eval())
             network.train()
         history = History(interrupted=before.interrupted)
@@ -581,11 +556,8 @@ class DCAN(DecoderMixin, BaseDeepMixture):
                 solver=self.solver,
                 momentum=self.momentum,
             )
-        history.before = {f"pretrain_{name}": values for name, values in before.terms.items()}
-        return Trained(network.eval(), history, within_components(network, fit.rows))
-
-    def _minimize(self, *args, **options):
-        return super()._minimize(*args, precision=self.precision, **options)
+        criterion = within_components(network.eval(), fit.rows)
+        return Trained(network, history.after(before), criterion)
 
     def _batch_size(self, rows):
         return BATCH if self.batch_size == "auto" else int(self.batch_size)
@@ -611,17 +583,13 @@ class DCAN(DecoderMixin, BaseDeepMixture):
             batch_size=self._batch_size(fit.rows),
         )
 
-    def _pretrain(self, fit, network):
-        rows = fit.rows
-        if not trainable(network.autoencoder):
-            return History()
+    def _pretraining(self, rows):
+        """Batches twice as large as later, and epochs enough for `PRETRAIN_STEPS`."""
         batch_size, n_epochs = 2 * self._batch_size(rows), self.pretrain_max_iter
         if n_epochs == "auto":
             n_steps = len(rows.batch_sizes(batch_size))
             n_epochs = int(np.clip(-(-PRETRAIN_STEPS // n_steps), *PRETRAIN_EPOCHS))
-        objective = ReconstructionObjective(network.autoencoder, network.scaler)
-        stage = {"max_iter": n_epochs, "batch_size": batch_size, "task": "pretrain"}
-        return self._minimize(fit, network, objective, **stage)
+        return {"batch_size": batch_size, "max_iter": n_epochs}
 
     def _start(self, fit, network):
         """Units of codes and losses, and components by k-means."""
