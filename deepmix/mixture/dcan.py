@@ -12,12 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.base import _fit_context
 from sklearn.utils.validation import check_is_fitted
 
 from deepmix._torch import make_generator, own_modes, sum_batchwise, threads_for
 from deepmix.autoencoder import AutoencoderMixin, reconstruction_unit
-from deepmix.base import BaseDeepMixture, Interval, StrOptions
+from deepmix.base import BaseDeepMixture, Interval, StrOptions, trains
 from deepmix.fitting import Fit, RandomStreams, Trained
 from deepmix.gaussian_mixture import (
     COVARIANCE_TYPES,
@@ -426,8 +425,7 @@ class DCAN(AutoencoderMixin, BaseDeepMixture):
         }
         return cls(n_clusters, **{**settings, **parameters})
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    @own_modes()
+    @trains
     def read_out(self, X, sample_weight=None):
         """Fit the mixture of the codes anew, and nothing else.
 
