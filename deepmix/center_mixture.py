@@ -9,12 +9,13 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
 from deepmix._torch import Rows, apply_batchwise, own_modes, sum_batchwise, to_host
-from deepmix.base import BaseDeepMixture, Interval, StrOptions
+from deepmix.base import BaseDeepMixture
 from deepmix.distributions import (
     mixture_log_density,
     spherical_log_density,
     squared_distances,
 )
+from deepmix.parameters import ArrayLike, Auto, Count, CountOrZero, Positive, Solver
 from deepmix.training import Averaged
 
 
@@ -24,19 +25,14 @@ class CenterMixture(BaseDeepMixture):
     The network gives ``cluster_centers()`` beside ``resp(x)``.
     """
 
-    _parameter_constraints: dict = {
-        **BaseDeepMixture._parameter_constraints,
-        "concentration": [
-            StrOptions({"auto"}),
-            Interval(Real, 0, None, closed="neither"),
-            "array-like",
-        ],
-        "solver": [StrOptions({"adam", "sgd"})],
-        "epsilon": [Interval(Real, 0, None, closed="neither")],
-        "max_grad_norm": [None, Interval(Real, 0, None, closed="neither")],
-        "averaging": ["boolean"],
-        "scale": ["boolean"],
-    }
+    # Parameters that are read here.
+    n_clusters: Count
+    concentration: Positive | Auto | ArrayLike
+    max_iter: CountOrZero
+    solver: Solver
+    epsilon: Positive
+    max_grad_norm: Positive | None
+    averaging: bool
 
     @own_modes()
     def score_samples(self, X):

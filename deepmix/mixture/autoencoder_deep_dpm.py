@@ -7,16 +7,16 @@ turn. The last step is a clustering, so that encoder, mixture and labels belong 
 """
 
 import math
-from dataclasses import replace
+from dataclasses import KW_ONLY, replace
 from functools import partial
-from numbers import Integral, Real
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from deepmix._torch import Rows, apply_batchwise, full_precision
-from deepmix.base import BaseDeepMixture, Interval, StrOptions
+from deepmix.base import BaseDeepMixture
 from deepmix.center_mixture import DecoderMixin
 from deepmix.distributions import log_evidence
 from deepmix.initialization import (
@@ -35,6 +35,22 @@ from deepmix.networks import (
     make_coder,
     trainable,
     widest,
+)
+from deepmix.parameters import (
+    ArrayLike,
+    Auto,
+    Coder,
+    Count,
+    CountOrZero,
+    Device,
+    Dtype,
+    Layers,
+    NonNegative,
+    Positive,
+    Precision,
+    RandomState,
+    Verbosity,
+    parameters,
 )
 from deepmix.scaled_rows import ScaledRows
 from deepmix.split_merge import PROPOSAL
@@ -228,6 +244,8 @@ class WholeReports:
 # --- Estimator -------------------------------------------------------------------------
 
 
+@finds_its_number
+@parameters
 class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
     """DeepDPM on the codes of an autoencoder, which is trained in turn with it.
 
@@ -379,25 +397,47 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
     (600, 3)
     """
 
-    _parameter_constraints: dict = {
-        **DeepDPM._parameter_constraints,
-        "n_init": BaseDeepMixture._parameter_constraints["n_init"],
-        "latent_dim": [None, Interval(Integral, 1, None, closed="left")],
-        "encoder": [None, callable],
-        "decoder": [None, callable],
-        "pretrain_max_iter": [Interval(Integral, 0, None, closed="left")],
-        "n_alternations": [Interval(Integral, 0, None, closed="left")],
-        "reconstruction_weight": [Interval(Real, 0, None, closed="left")],
-        "clustering_weight": [Interval(Real, 0, None, closed="left")],
-        "relative_loss": ["boolean"],
-        "scaling": [StrOptions({"standard"}), None],
-        "clustering_hidden_layer_sizes": ["array-like"],
-        "clustering_max_iter": [Interval(Integral, 0, None, closed="left")],
-        "clustering_learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "scale": ["boolean"],
-        "precision": [StrOptions({"float32", "bfloat16"})],
-    }
+    n_clusters_init: Count = 1
+    _: KW_ONLY
+    hidden_layer_sizes: Layers = (256, 128)
+    latent_dim: Count | None = None
+    encoder: Coder | None = None
+    decoder: Coder | None = None
+    pretrain_max_iter: CountOrZero = 30
+    n_alternations: CountOrZero = 3
+    max_iter: CountOrZero = 10
+    reconstruction_weight: NonNegative = 1.0
+    clustering_weight: NonNegative = 1.0
+    relative_loss: bool = True
+    max_clusters: Count | None = None
+    amortized: bool = False
+    covariance_type: Literal["full", "diag", "spherical"] = "full"
+    concentration: Positive = 10.0
+    prior_scale: Positive | Auto | ArrayLike = "auto"
+    prior_dof: Positive | None = None
+    prior_kappa: Positive = 0.05
+    scaling: Literal["standard"] | None = "standard"
+    check_unions: bool = True
+    stochastic: bool = False
+    clustering_hidden_layer_sizes: Layers = (50,)
+    clustering_max_iter: CountOrZero = 2000
+    clustering_learning_rate: Positive = 2e-3
+    subcluster_learning_rate: Positive = 5e-3
+    split_merge_every: Count = 300
+    freeze: CountOrZero = 100
+    n_init: Count = 1
+    batch_size: Count | Auto = "auto"
+    learning_rate_init: Positive = 1e-3
+    weight_decay: NonNegative = 0.0
+    scale: bool = True
+    precision: Precision = "float32"
+    tol: NonNegative = 1e-3
+    warm_start: bool = False
+    device: Device = "auto"
+    dtype: Dtype = "float32"
+    random_state: RandomState = None
+    verbose: Verbosity = 0
+
     _network_class = AutoencoderDPMNetwork
     _transform_output = "encode"
     _hint_of_number = (
@@ -406,92 +446,6 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
     )
     _layers_parameter = "clustering_hidden_layer_sizes"
     _centers_attribute = "means_"
-
-    @finds_its_number
-    def __init__(
-        self,
-        n_clusters_init=1,
-        *,
-        hidden_layer_sizes=(256, 128),
-        latent_dim=None,
-        encoder=None,
-        decoder=None,
-        pretrain_max_iter=30,
-        n_alternations=3,
-        max_iter=10,
-        reconstruction_weight=1.0,
-        clustering_weight=1.0,
-        relative_loss=True,
-        max_clusters=None,
-        amortized=False,
-        covariance_type="full",
-        concentration=10.0,
-        prior_scale="auto",
-        prior_dof=None,
-        prior_kappa=0.05,
-        scaling="standard",
-        check_unions=True,
-        stochastic=False,
-        clustering_hidden_layer_sizes=(50,),
-        clustering_max_iter=2000,
-        clustering_learning_rate=2e-3,
-        subcluster_learning_rate=5e-3,
-        split_merge_every=300,
-        freeze=100,
-        n_init=1,
-        batch_size="auto",
-        learning_rate_init=1e-3,
-        weight_decay=0.0,
-        scale=True,
-        precision="float32",
-        tol=1e-3,
-        warm_start=False,
-        device="auto",
-        dtype="float32",
-        random_state=None,
-        verbose=0,
-    ):
-        super().__init__(
-            n_clusters_init,
-            max_clusters=max_clusters,
-            amortized=amortized,
-            covariance_type=covariance_type,
-            concentration=concentration,
-            prior_scale=prior_scale,
-            prior_dof=prior_dof,
-            prior_kappa=prior_kappa,
-            scaling=scaling,
-            check_unions=check_unions,
-            stochastic=stochastic,
-            hidden_layer_sizes=hidden_layer_sizes,
-            split_merge_every=split_merge_every,
-            freeze=freeze,
-            n_init=n_init,
-            max_iter=max_iter,
-            batch_size=batch_size,
-            learning_rate_init=learning_rate_init,
-            subcluster_learning_rate=subcluster_learning_rate,
-            tol=tol,
-            warm_start=warm_start,
-            device=device,
-            dtype=dtype,
-            random_state=random_state,
-            verbose=verbose,
-        )
-        self.latent_dim = latent_dim
-        self.encoder = encoder
-        self.decoder = decoder
-        self.pretrain_max_iter = pretrain_max_iter
-        self.n_alternations = n_alternations
-        self.reconstruction_weight = reconstruction_weight
-        self.clustering_weight = clustering_weight
-        self.relative_loss = relative_loss
-        self.clustering_hidden_layer_sizes = clustering_hidden_layer_sizes
-        self.clustering_max_iter = clustering_max_iter
-        self.clustering_learning_rate = clustering_learning_rate
-        self.weight_decay = weight_decay
-        self.scale = scale
-        self.precision = precision
 
     @classmethod
     def from_paper(cls, n_samples, **parameters):
