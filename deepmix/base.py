@@ -1,15 +1,16 @@
 """What every estimator of the package is: parameters, the template of ``fit``, predictions.
 
 A method supplies its network (`_init_network`), its stages (`_train`) and a label-free criterion
-(`_criterion`); the rest is here. This is the only file that uses private names of scikit-learn,
-but for the entry to `sklearn.callback` that scikit-learn documents for others (callbacks.py).
+(`_criterion`); the rest is here. This file and parameters.py are the only ones that use private
+names of scikit-learn, but for the entry to `sklearn.callback` that scikit-learn documents for
+others (callbacks.py).
 """
 
 import math
 import warnings
 from contextlib import contextmanager
 from functools import partial
-from numbers import Integral, Real
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -18,11 +19,9 @@ from sklearn.base import (
     ClassNamePrefixFeaturesOutMixin,
     ClusterMixin,
     TransformerMixin,
-    _fit_context,
 )
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import ClassifierTags, check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from deepmix._torch import (
@@ -44,12 +43,23 @@ from deepmix.callbacks import CallbackSupportMixin, EarlyStopping, Progress, Rep
 from deepmix.fitting import Fit, RandomStreams, Trained
 from deepmix.initialization import first_best
 from deepmix.networks import build_on_meta, needs_several_rows, seed_dropout
+from deepmix.parameters import (
+    Auto,
+    Count,
+    Device,
+    Dtype,
+    NonNegative,
+    Positive,
+    RandomState,
+    Verbosity,
+    validated,
+)
 from deepmix.training import minimize, optimizer_to_numpy
 
 
 def trains(method):
     """Decorate a method that trains: parameters are validated, and torch's modes set aside."""
-    return _fit_context(prefer_skip_nested_validation=True)(own_modes()(method))
+    return validated(own_modes()(method))
 
 
 # What each estimator must have.
@@ -87,20 +97,18 @@ class BaseDeepMixture(
                 f"of others with class {cls.__name__}(..., abstract=True)."
             )
 
-    _parameter_constraints: dict = {
-        "n_clusters": [Interval(Integral, 1, None, closed="left")],
-        "n_init": [Interval(Integral, 1, None, closed="left")],
-        "max_iter": [Interval(Integral, 0, None, closed="left")],
-        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
-        "tol": [Interval(Real, 0, None, closed="left")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
-        "warm_start": ["boolean"],
-        "device": [str, torch.device],
-        "dtype": [StrOptions({"float32", "float64", "auto"})],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
-    }
+    # Parameters that are read here. An estimator declares its own, with `parameters`.
+    n_init: Count | Auto
+    batch_size: Count | Auto
+    learning_rate_init: Positive | Auto
+    tol: NonNegative
+    n_iter_no_change: Count
+    warm_start: bool
+    device: Device
+    dtype: Dtype
+    random_state: RandomState
+    verbose: Verbosity
+
     _batched_restarts = False
     _relative_weights = True
     _auto_batch_size = (20, 256)

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 
 from deepmix._torch import Rows, apply_batchwise, own_modes, sum_batchwise
-from deepmix.base import BaseDeepMixture, Interval, StrOptions
+from deepmix.base import BaseDeepMixture
 from deepmix.distributions import (
     mixture_log_density,
     spherical_log_density,
     squared_distances,
 )
+from deepmix.parameters import ArrayLike, Auto, Count, CountOrZero, Positive, Solver
 from deepmix.training import Averaged
 
 
@@ -22,19 +23,14 @@ class CenterMixture(BaseDeepMixture, abstract=True):
     The network gives ``cluster_centers()`` beside ``resp(x)``.
     """
 
-    _parameter_constraints: dict = {
-        **BaseDeepMixture._parameter_constraints,
-        "concentration": [
-            StrOptions({"auto"}),
-            Interval(Real, 0, None, closed="neither"),
-            "array-like",
-        ],
-        "solver": [StrOptions({"adam", "sgd"})],
-        "epsilon": [Interval(Real, 0, None, closed="neither")],
-        "max_grad_norm": [None, Interval(Real, 0, None, closed="neither")],
-        "averaging": ["boolean"],
-        "scale": ["boolean"],
-    }
+    # Parameters that are read here.
+    n_clusters: Count
+    concentration: Positive | Auto | ArrayLike
+    max_iter: CountOrZero
+    solver: Solver
+    epsilon: Positive
+    max_grad_norm: Positive | None
+    averaging: bool
 
     @own_modes()
     def score_samples(self, X):

@@ -155,9 +155,9 @@ def private_imports(path):
         yield from (name for name in dotted if re.search(r"\._[a-z]", name))
 
 
-def test_only_base_uses_private_names_of_scikit_learn():
+def test_only_base_and_parameters_use_private_names_of_scikit_learn():
     users = {path.relative_to(PACKAGE).as_posix() for path in modules() if [*private_imports(path)]}
-    assert users <= {"base.py"}
+    assert users <= {"base.py", "parameters.py"}
 
 
 # --- Import ---

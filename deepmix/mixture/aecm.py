@@ -7,8 +7,8 @@ spherical mixture with orthonormal centres fits its codes; reconstruction keeps 
 ours that neither forget the k-means labels nor stall.
 """
 
-from numbers import Integral, Real
-from typing import NamedTuple
+from dataclasses import KW_ONLY
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from deepmix._torch import full_precision, sum_batchwise
 from deepmix.autoencoder import AutoencoderMixin, AutoencoderNetwork
-from deepmix.base import Interval, StrOptions
 from deepmix.center_mixture import CenterMixture
 from deepmix.distributions import DirichletPrior, log_mean_resp
 from deepmix.fitting import Trained
@@ -39,6 +38,23 @@ from deepmix.networks import (
     ClusteringNetwork,
     Whitener,
     trainable,
+)
+from deepmix.parameters import (
+    ArrayLike,
+    Auto,
+    Coder,
+    Count,
+    CountOrZero,
+    Device,
+    Dtype,
+    Layers,
+    NonNegative,
+    Positive,
+    Precision,
+    RandomState,
+    Solver,
+    Verbosity,
+    parameters,
 )
 from deepmix.training import History, Objective, Phase
 
@@ -231,6 +247,7 @@ class JointObjective(Objective):
 # --- Estimator -------------------------------------------------------------------------
 
 
+@parameters
 class AECM(AutoencoderMixin, CenterMixture):
     """AE-CM: a clustering module and a deep autoencoder trained together.
 
@@ -377,91 +394,43 @@ class AECM(AutoencoderMixin, CenterMixture):
     (3, 4)
     """
 
-    _parameter_constraints: dict = {
-        **CenterMixture._parameter_constraints,
-        "hidden_layer_sizes": ["array-like"],
-        "latent_dim": [None, Interval(Integral, 1, None, closed="left")],
-        "init": [
-            StrOptions({"pretrain-gmm", "pretrain", "pretrain-pinv", "orthonormal", "random"})
-        ],
-        "selection": [StrOptions({"loss", "sparsity"})],
-        "reconstruction_weight": [Interval(Real, 0, None, closed="left")],
-        "orthogonality_weight": [Interval(Real, 0, None, closed="left")],
-        "logit_gain": [None, Interval(Real, 0, None, closed="neither")],
-        "encoder": [None, callable],
-        "decoder": [None, callable],
-        "pretrain_max_iter": [Interval(Integral, 0, None, closed="left")],
-        "clustering_max_iter": [Interval(Integral, 0, None, closed="left")],
-        "precision": [StrOptions({"float32", "bfloat16"})],
-    }
+    n_clusters: Count = 8
+    _: KW_ONLY
+    hidden_layer_sizes: Layers = (500, 500, 2000)
+    latent_dim: Count | None = None
+    init: Literal["pretrain-gmm", "pretrain", "pretrain-pinv", "orthonormal", "random"] = (
+        "pretrain-gmm"
+    )
+    n_init: Count = 1
+    selection: Literal["loss", "sparsity"] = "loss"
+    concentration: Positive | Auto | ArrayLike = "auto"
+    reconstruction_weight: NonNegative = 10.0
+    orthogonality_weight: NonNegative = 1.0
+    logit_gain: Positive | None = None
+    encoder: Coder | None = None
+    decoder: Coder | None = None
+    pretrain_max_iter: CountOrZero = 20
+    clustering_max_iter: CountOrZero = 100
+    max_iter: CountOrZero = 100
+    batch_size: Count | Auto = "auto"
+    learning_rate_init: Positive = 1e-3
+    solver: Solver = "adam"
+    epsilon: Positive = 1e-8
+    max_grad_norm: Positive | None = None
+    averaging: bool = True
+    scale: bool = True
+    precision: Precision = "float32"
+    tol: NonNegative = 1e-3
+    n_iter_no_change: Count = 10
+    warm_start: bool = False
+    device: Device = "auto"
+    dtype: Dtype = "float32"
+    random_state: RandomState = None
+    verbose: Verbosity = 0
+
     _network_class = AECMNetwork
     _transform_output = "encode"
     _auto_batch_size = (20, 128)  # the nets want more steps than the clustering module
-
-    def __init__(
-        self,
-        n_clusters=8,
-        *,
-        hidden_layer_sizes=(500, 500, 2000),
-        latent_dim=None,
-        init="pretrain-gmm",
-        n_init=1,
-        selection="loss",
-        concentration="auto",
-        reconstruction_weight=10.0,
-        orthogonality_weight=1.0,
-        logit_gain=None,
-        encoder=None,
-        decoder=None,
-        pretrain_max_iter=20,
-        clustering_max_iter=100,
-        max_iter=100,
-        batch_size="auto",
-        learning_rate_init=1e-3,
-        solver="adam",
-        epsilon=1e-8,
-        max_grad_norm=None,
-        averaging=True,
-        scale=True,
-        precision="float32",
-        tol=1e-3,
-        n_iter_no_change=10,
-        warm_start=False,
-        device="auto",
-        dtype="float32",
-        random_state=None,
-        verbose=0,
-    ):
-        self.n_clusters = n_clusters
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.latent_dim = latent_dim
-        self.init = init
-        self.n_init = n_init
-        self.selection = selection
-        self.concentration = concentration
-        self.reconstruction_weight = reconstruction_weight
-        self.orthogonality_weight = orthogonality_weight
-        self.logit_gain = logit_gain
-        self.encoder = encoder
-        self.decoder = decoder
-        self.pretrain_max_iter = pretrain_max_iter
-        self.clustering_max_iter = clustering_max_iter
-        self.max_iter = max_iter
-        self.batch_size = batch_size
-        self.learning_rate_init = learning_rate_init
-        self.solver = solver
-        self.epsilon = epsilon
-        self.max_grad_norm = max_grad_norm
-        self.averaging = averaging
-        self.scale = scale
-        self.precision = precision
-        self.tol = tol
-        self.n_iter_no_change = n_iter_no_change
-        self.warm_start = warm_start
-        self.device = device
-        self.dtype = dtype
-        self.random_state = random_state
-        self.verbose = verbose
 
     @classmethod
     def from_paper(cls, dataset, n_clusters=10, *, init="random", **parameters):

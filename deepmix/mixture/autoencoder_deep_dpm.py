@@ -7,8 +7,7 @@ turn. The last step is a clustering, so that encoder, mixture and labels belong 
 """
 
 import math
-from dataclasses import dataclass
-from numbers import Integral, Real
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from deepmix._torch import Rows, apply_batchwise, full_precision, own_modes
 from deepmix.autoencoder import AutoencoderMixin, AutoencoderNetwork, reconstruction_unit
-from deepmix.base import BaseDeepMixture, Interval, StrOptions
+from deepmix.base import BaseDeepMixture
 from deepmix.distributions import log_evidence
 from deepmix.fitting import Trained
 from deepmix.linalg import inverse_cholesky
@@ -36,6 +35,21 @@ from deepmix.mixture.deep_dpm import (
 from deepmix.mixture.dirichlet_process_mixture import DPMFit, DPMNetwork, Start, in_pieces
 from deepmix.networks import (
     trainable,
+)
+from deepmix.parameters import (
+    Auto,
+    Coder,
+    Count,
+    CountOrZero,
+    Device,
+    Dtype,
+    Layers,
+    NonNegative,
+    Positive,
+    Precision,
+    RandomState,
+    Verbosity,
+    parameters,
 )
 from deepmix.scaled_rows import ScaledRows
 from deepmix.split_merge import PROPOSAL
@@ -186,6 +200,8 @@ class FeatureObjective(Objective):
 # --- Estimator -------------------------------------------------------------------------
 
 
+@finds_its_number
+@parameters
 class AutoencoderDeepDPM(AutoencoderMixin, BaseDeepMixture):
     """DeepDPM on the codes of an autoencoder, which is trained in turn with it.
 
@@ -315,82 +331,34 @@ class AutoencoderDeepDPM(AutoencoderMixin, BaseDeepMixture):
     3
     """
 
-    _parameter_constraints: dict = {
-        **{
-            name: BaseDeepMixture._parameter_constraints[name]
-            for name in (
-                *("n_init", "max_iter", "batch_size", "learning_rate_init", "warm_start"),
-                *("device", "dtype", "random_state", "verbose"),
-            )
-        },
-        "clusterer": [None, DeepDPM],
-        "hidden_layer_sizes": ["array-like"],
-        "latent_dim": [None, Interval(Integral, 1, None, closed="left")],
-        "encoder": [None, callable],
-        "decoder": [None, callable],
-        "pretrain_max_iter": [Interval(Integral, 0, None, closed="left")],
-        "n_alternations": [Interval(Integral, 0, None, closed="left")],
-        "reconstruction_weight": [Interval(Real, 0, None, closed="left")],
-        "clustering_weight": [Interval(Real, 0, None, closed="left")],
-        "relative_loss": ["boolean"],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "scale": ["boolean"],
-        "precision": [StrOptions({"float32", "bfloat16"})],
-    }
+    clusterer: DeepDPM | None = None
+    _: KW_ONLY
+    hidden_layer_sizes: Layers = (256, 128)
+    latent_dim: Count | None = None
+    encoder: Coder | None = None
+    decoder: Coder | None = None
+    pretrain_max_iter: CountOrZero = 30
+    n_alternations: CountOrZero = 3
+    max_iter: CountOrZero = 10
+    reconstruction_weight: NonNegative = 1.0
+    clustering_weight: NonNegative = 1.0
+    relative_loss: bool = True
+    n_init: Count = 1
+    batch_size: Count | Auto = "auto"
+    learning_rate_init: Positive = 1e-3
+    weight_decay: NonNegative = 0.0
+    scale: bool = True
+    precision: Precision = "float32"
+    warm_start: bool = False
+    device: Device = "auto"
+    dtype: Dtype = "float32"
+    random_state: RandomState = None
+    verbose: Verbosity = 0
+
     _network_class = AutoencoderDPMNetwork
     _relative_weights = False
     _transform_output = "encode"
     _centers_attribute = "means_"
-
-    @finds_its_number
-    def __init__(
-        self,
-        clusterer=None,
-        *,
-        hidden_layer_sizes=(256, 128),
-        latent_dim=None,
-        encoder=None,
-        decoder=None,
-        pretrain_max_iter=30,
-        n_alternations=3,
-        max_iter=10,
-        reconstruction_weight=1.0,
-        clustering_weight=1.0,
-        relative_loss=True,
-        n_init=1,
-        batch_size="auto",
-        learning_rate_init=1e-3,
-        weight_decay=0.0,
-        scale=True,
-        precision="float32",
-        warm_start=False,
-        device="auto",
-        dtype="float32",
-        random_state=None,
-        verbose=0,
-    ):
-        self.clusterer = clusterer
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.latent_dim = latent_dim
-        self.encoder = encoder
-        self.decoder = decoder
-        self.pretrain_max_iter = pretrain_max_iter
-        self.n_alternations = n_alternations
-        self.max_iter = max_iter
-        self.reconstruction_weight = reconstruction_weight
-        self.clustering_weight = clustering_weight
-        self.relative_loss = relative_loss
-        self.n_init = n_init
-        self.batch_size = batch_size
-        self.learning_rate_init = learning_rate_init
-        self.weight_decay = weight_decay
-        self.scale = scale
-        self.precision = precision
-        self.warm_start = warm_start
-        self.device = device
-        self.dtype = dtype
-        self.random_state = random_state
-        self.verbose = verbose
 
     @classmethod
     def from_paper(cls, n_samples, **parameters):

@@ -7,7 +7,9 @@ complete log-likelihood of the mixture (Eq. 2), minimised by mini-batches. Imple
 and 4.1, Appendix 2; the deep model of Sec. 4.2 is in `deepmix.mixture.aecm`.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import KW_ONLY
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +17,26 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from deepmix._torch import sum_batchwise
-from deepmix.base import OnlineMixin, StrOptions
+from deepmix.base import OnlineMixin
 from deepmix.center_mixture import CenterMixture
 from deepmix.distributions import DirichletPrior, log_mean_resp
 from deepmix.fitting import Trained
 from deepmix.initialization import check_centers, initial_centers, sample_rows
 from deepmix.networks import ClusteringNetwork, Standardizer
+from deepmix.parameters import (
+    ArrayLike,
+    Auto,
+    Count,
+    CountOrZero,
+    Device,
+    Dtype,
+    NonNegative,
+    Positive,
+    RandomState,
+    Solver,
+    Verbosity,
+    parameters,
+)
 from deepmix.training import Objective, Phase
 
 
@@ -312,6 +328,7 @@ def restart_criterion(criterion, embed, clustering, rows):
 # --- Estimator -------------------------------------------------------------------------
 
 
+@parameters
 class ClusteringModule(OnlineMixin, CenterMixture):
     """Clustering module: a spherical Gaussian mixture trained as a one-layer autoencoder.
 
@@ -424,62 +441,32 @@ class ClusteringModule(OnlineMixin, CenterMixture):
     (2, 3)
     """
 
-    _parameter_constraints: dict = {
-        **CenterMixture._parameter_constraints,
-        "init": [StrOptions({"k-means++", "k-means", "random"}), callable, "array-like"],
-        "encoder_init": [StrOptions({"posterior", "pinv"})],
-        "selection": [StrOptions({"inertia", "sparsity"})],
-    }
+    n_clusters: Count = 8
+    _: KW_ONLY
+    init: Literal["k-means++", "k-means", "random"] | Callable | ArrayLike = "k-means++"
+    encoder_init: Literal["posterior", "pinv"] = "posterior"
+    n_init: Count = 10
+    selection: Literal["inertia", "sparsity"] = "inertia"
+    concentration: Positive | Auto | ArrayLike = "auto"
+    max_iter: CountOrZero = 200
+    batch_size: Count | Auto = "auto"
+    learning_rate_init: Positive = 1e-2
+    solver: Solver = "adam"
+    epsilon: Positive = 1e-8
+    max_grad_norm: Positive | None = None
+    averaging: bool = True
+    scale: bool = True
+    tol: NonNegative = 1e-4
+    n_iter_no_change: Count = 5
+    warm_start: bool = False
+    device: Device = "auto"
+    dtype: Dtype = "float32"
+    random_state: RandomState = None
+    verbose: Verbosity = 0
+
     _network_class = StandardizedClusteringNetwork
     _batched_restarts = True
     _transform_output = "resp"
-
-    def __init__(
-        self,
-        n_clusters=8,
-        *,
-        init="k-means++",
-        encoder_init="posterior",
-        n_init=10,
-        selection="inertia",
-        concentration="auto",
-        max_iter=200,
-        batch_size="auto",
-        learning_rate_init=1e-2,
-        solver="adam",
-        epsilon=1e-8,
-        max_grad_norm=None,
-        averaging=True,
-        scale=True,
-        tol=1e-4,
-        n_iter_no_change=5,
-        warm_start=False,
-        device="auto",
-        dtype="float32",
-        random_state=None,
-        verbose=0,
-    ):
-        self.n_clusters = n_clusters
-        self.init = init
-        self.encoder_init = encoder_init
-        self.n_init = n_init
-        self.selection = selection
-        self.concentration = concentration
-        self.max_iter = max_iter
-        self.batch_size = batch_size
-        self.learning_rate_init = learning_rate_init
-        self.solver = solver
-        self.epsilon = epsilon
-        self.max_grad_norm = max_grad_norm
-        self.averaging = averaging
-        self.scale = scale
-        self.tol = tol
-        self.n_iter_no_change = n_iter_no_change
-        self.warm_start = warm_start
-        self.device = device
-        self.dtype = dtype
-        self.random_state = random_state
-        self.verbose = verbose
 
     @classmethod
     def from_paper(cls, dataset, n_clusters=10, *, init="random", **parameters):

@@ -7,8 +7,9 @@ the closed forms (Kullback-Leibler, Euclidean) beside the game. Taken literally 
 collapses; the default is the reading that does not.
 """
 
+from dataclasses import KW_ONLY
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from deepmix._torch import make_generator, own_modes, sum_batchwise, threads_for
 from deepmix.autoencoder import AutoencoderMixin, reconstruction_unit
-from deepmix.base import BaseDeepMixture, Interval, StrOptions, trains
+from deepmix.base import BaseDeepMixture, trains
 from deepmix.fitting import Fit, RandomStreams, Trained
 from deepmix.gaussian_mixture import (
     COVARIANCE_TYPES,
@@ -39,6 +40,25 @@ from deepmix.mixture.adversarial import (
 )
 from deepmix.mixture_search import covariance_type_for, k_means, plus_plus, search_mixture
 from deepmix.networks import check_layer_sizes, materialize, trainable
+from deepmix.parameters import (
+    Auto,
+    Coder,
+    Count,
+    CountOrZero,
+    Device,
+    Dtype,
+    Interval,
+    Layers,
+    NonNegative,
+    Positive,
+    Precision,
+    RandomState,
+    Share,
+    Solver,
+    StrOptions,
+    Verbosity,
+    parameters,
+)
 from deepmix.training import History
 
 # clustering_weight='auto'. Measured with labels in sight on MNIST, digits and Pendigits: the game
@@ -80,6 +100,7 @@ PAPER_SETTINGS = {
 # --- Estimator -------------------------------------------------------------------------
 
 
+@parameters
 class DCAN(AutoencoderMixin, BaseDeepMixture):
     """DCAN: an encoder against a critic that asks whether codes come from their cluster.
 
@@ -259,122 +280,49 @@ class DCAN(AutoencoderMixin, BaseDeepMixture):
     (3, 4)
     """
 
-    _parameter_constraints: dict = {
-        **BaseDeepMixture._parameter_constraints,
-        "divergence": [StrOptions({"js", "kl", "euclidean"})],
-        "covariance_type": [StrOptions({"auto", "tracked", *COVARIANCE_TYPES})],
-        "hidden_layer_sizes": ["array-like"],
-        "latent_dim": [None, Interval(Integral, 1, None, closed="left")],
-        "clustering_weight": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
-        "warm_up": [Interval(Integral, 0, None, closed="left")],
-        "reconstruction_weight": [Interval(Real, 0, None, closed="left")],
-        "conditional": ["boolean"],
-        "generator_loss": [StrOptions({"non_saturating", "saturating"})],
-        "assignment": [StrOptions({"posterior", "literal"})],
-        "critic_hidden_layer_sizes": ["array-like"],
-        "activation": [StrOptions({"relu", "tanh"})],
-        "spectral_norm": ["boolean"],
-        "label_smoothing": [Interval(Real, 0, 0.5, closed="left")],
-        "update_every": [Interval(Integral, 0, None, closed="left")],
-        "pool_size": [Interval(Integral, 2, None, closed="left")],
-        "memory": [Interval(Real, 0, 1, closed="left")],
-        "init": [StrOptions({"k-means", "k-means++"})],
-        "readout_n_init": [Interval(Integral, 1, None, closed="left")],
-        "equal_weights": ["boolean"],
-        "encoder": [None, callable],
-        "decoder": [None, callable],
-        "pretrain_max_iter": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
-        "max_iter": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
-        "solver": [StrOptions({"adam", "sgd"})],
-        "momentum": [Interval(Real, 0, 1, closed="left")],
-        "scale": ["boolean"],
-        "precision": [StrOptions({"float32", "bfloat16"})],
-    }
+    n_clusters: Count = 10
+    _: KW_ONLY
+    divergence: Literal["js", "kl", "euclidean"] = "js"
+    covariance_type: Annotated[str, StrOptions({"auto", "tracked", *COVARIANCE_TYPES})] = "auto"
+    hidden_layer_sizes: Layers = (384, 128)
+    latent_dim: Count | None = None
+    clustering_weight: NonNegative | Auto = "auto"
+    warm_up: CountOrZero = 100
+    reconstruction_weight: NonNegative = 1.0
+    conditional: bool = True
+    generator_loss: Literal["non_saturating", "saturating"] = "non_saturating"
+    assignment: Literal["posterior", "literal"] = "posterior"
+    critic_hidden_layer_sizes: Layers = (64,)
+    activation: Literal["relu", "tanh"] = "relu"
+    spectral_norm: bool = False
+    label_smoothing: Annotated[float, Interval(Real, 0, 0.5, closed="left")] = 0.0
+    update_every: CountOrZero = 10
+    pool_size: Annotated[int, Interval(Integral, 2, None, closed="left")] = 1000
+    memory: Share = 0.5
+    init: Literal["k-means", "k-means++"] = "k-means"
+    n_init: Count = 1
+    readout_n_init: Count = 20
+    equal_weights: bool = True
+    encoder: Coder | None = None
+    decoder: Coder | None = None
+    pretrain_max_iter: CountOrZero | Auto = "auto"
+    max_iter: CountOrZero | Auto = "auto"
+    batch_size: Count | Auto = "auto"
+    learning_rate_init: Positive = 1e-3
+    solver: Solver = "adam"
+    momentum: Share = 0.5
+    scale: bool = True
+    precision: Precision = "float32"
+    tol: NonNegative = 0.0
+    n_iter_no_change: Count = 10
+    warm_start: bool = False
+    device: Device = "auto"
+    dtype: Dtype = "float32"
+    random_state: RandomState = None
+    verbose: Verbosity = 0
+
     _network_class = DCANNetwork
     _transform_output = "encode"
-
-    def __init__(
-        self,
-        n_clusters=10,
-        *,
-        divergence="js",
-        covariance_type="auto",
-        hidden_layer_sizes=(384, 128),
-        latent_dim=None,
-        clustering_weight="auto",
-        warm_up=100,
-        reconstruction_weight=1.0,
-        conditional=True,
-        generator_loss="non_saturating",
-        assignment="posterior",
-        critic_hidden_layer_sizes=(64,),
-        activation="relu",
-        spectral_norm=False,
-        label_smoothing=0.0,
-        update_every=10,
-        pool_size=1000,
-        memory=0.5,
-        init="k-means",
-        n_init=1,
-        readout_n_init=20,
-        equal_weights=True,
-        encoder=None,
-        decoder=None,
-        pretrain_max_iter="auto",
-        max_iter="auto",
-        batch_size="auto",
-        learning_rate_init=1e-3,
-        solver="adam",
-        momentum=0.5,
-        scale=True,
-        precision="float32",
-        tol=0.0,
-        n_iter_no_change=10,
-        warm_start=False,
-        device="auto",
-        dtype="float32",
-        random_state=None,
-        verbose=0,
-    ):
-        self.n_clusters = n_clusters
-        self.divergence = divergence
-        self.covariance_type = covariance_type
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.latent_dim = latent_dim
-        self.clustering_weight = clustering_weight
-        self.warm_up = warm_up
-        self.reconstruction_weight = reconstruction_weight
-        self.conditional = conditional
-        self.generator_loss = generator_loss
-        self.assignment = assignment
-        self.critic_hidden_layer_sizes = critic_hidden_layer_sizes
-        self.activation = activation
-        self.spectral_norm = spectral_norm
-        self.label_smoothing = label_smoothing
-        self.update_every = update_every
-        self.pool_size = pool_size
-        self.memory = memory
-        self.init = init
-        self.n_init = n_init
-        self.readout_n_init = readout_n_init
-        self.equal_weights = equal_weights
-        self.encoder = encoder
-        self.decoder = decoder
-        self.pretrain_max_iter = pretrain_max_iter
-        self.max_iter = max_iter
-        self.batch_size = batch_size
-        self.learning_rate_init = learning_rate_init
-        self.solver = solver
-        self.momentum = momentum
-        self.scale = scale
-        self.precision = precision
-        self.tol = tol
-        self.n_iter_no_change = n_iter_no_change
-        self.warm_start = warm_start
-        self.device = device
-        self.dtype = dtype
-        self.random_state = random_state
-        self.verbose = verbose
 
     @classmethod
     def from_paper(cls, dataset, n_clusters=10, **parameters):

@@ -9,16 +9,16 @@ equations are in `deepmix.mixture.dirichlet_process_mixture`.
 """
 
 import warnings
+from dataclasses import KW_ONLY
 from functools import wraps
-from inspect import signature
-from numbers import Integral, Real
+from typing import Literal
 
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
 from deepmix._torch import load_state, own_modes, physical_memory
-from deepmix.base import BaseDeepMixture, Interval, StrOptions
+from deepmix.base import BaseDeepMixture
 from deepmix.distributions import NormalInverseWishart
 from deepmix.fitting import Trained
 from deepmix.initialization import initial_centers, sample_rows
@@ -33,6 +33,20 @@ from deepmix.mixture.dirichlet_process_mixture import (
     fit_by_nets,
 )
 from deepmix.networks import check_layer_sizes, materialize
+from deepmix.parameters import (
+    ArrayLike,
+    Auto,
+    Count,
+    CountOrZero,
+    Device,
+    Dtype,
+    Layers,
+    NonNegative,
+    Positive,
+    RandomState,
+    Verbosity,
+    parameters,
+)
 from deepmix.proposals import LOOK_AHEAD, Splitter
 from deepmix.scaled_rows import ScaledRows
 from deepmix.split_merge import Partition
@@ -110,9 +124,10 @@ def matrices_bytes(n_clusters, n_features):
 # --- Estimator -------------------------------------------------------------------------
 
 
-def finds_its_number(init):
-    """Decorate an ``__init__`` to say what to use in place of ``n_clusters``."""
-    prefix = "clusterer__" if "clusterer" in signature(init).parameters else ""
+def finds_its_number(cls):
+    """Decorate an estimator to say, if it is given ``n_clusters``, what to use in place of it."""
+    init = cls.__init__
+    prefix = "clusterer__" if "clusterer" in cls._parameter_constraints else ""
 
     @wraps(init)
     def explain(self, *args, **parameters):
@@ -124,9 +139,12 @@ def finds_its_number(init):
             )
         init(self, *args, **parameters)
 
-    return explain
+    cls.__init__ = explain
+    return cls
 
 
+@finds_its_number
+@parameters
 class DeepDPM(BaseDeepMixture):
     """DeepDPM: a mixture of Gaussians that finds the number of its clusters.
 
@@ -255,95 +273,37 @@ class DeepDPM(BaseDeepMixture):
     5
     """
 
-    _parameter_constraints: dict = {
-        **{
-            name: BaseDeepMixture._parameter_constraints[name]
-            for name in (
-                *("max_iter", "batch_size", "learning_rate_init", "tol", "device", "dtype"),
-                *("warm_start", "random_state", "verbose"),
-            )
-        },
-        "n_init": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "n_clusters_init": [Interval(Integral, 1, None, closed="left")],
-        "max_clusters": [None, Interval(Integral, 1, None, closed="left")],
-        "amortized": ["boolean"],
-        "covariance_type": [StrOptions({"full", "diag", "spherical"})],
-        "concentration": [Interval(Real, 0, None, closed="neither")],
-        "prior_scale": [
-            StrOptions({"auto", "codes"}),
-            Interval(Real, 0, None, closed="neither"),
-            "array-like",
-        ],
-        "prior_dof": [None, Interval(Real, 0, None, closed="neither")],
-        "prior_kappa": [Interval(Real, 0, None, closed="neither")],
-        "scaling": [StrOptions({"standard", "normalize"}), None],
-        "check_unions": ["boolean"],
-        "stochastic": ["boolean"],
-        "hidden_layer_sizes": ["array-like"],
-        "split_merge_every": [Interval(Integral, 1, None, closed="left")],
-        "freeze": [Interval(Integral, 0, None, closed="left")],
-        "subcluster_learning_rate": [Interval(Real, 0, None, closed="neither")],
-    }
+    n_clusters_init: Count = 1
+    _: KW_ONLY
+    max_clusters: Count | None = None
+    amortized: bool = True
+    covariance_type: Literal["full", "diag", "spherical"] = "full"
+    concentration: Positive = 10.0
+    prior_scale: Positive | Literal["auto", "codes"] | ArrayLike = "auto"
+    prior_dof: Positive | None = None
+    prior_kappa: Positive = 0.05
+    scaling: Literal["standard", "normalize"] | None = "standard"
+    check_unions: bool = True
+    stochastic: bool = False
+    hidden_layer_sizes: Layers = (50,)
+    split_merge_every: Count = 300
+    freeze: CountOrZero = 100
+    n_init: Count | Auto = "auto"
+    max_iter: CountOrZero = 2000
+    batch_size: Count | Auto = "auto"
+    learning_rate_init: Positive = 2e-3
+    subcluster_learning_rate: Positive = 5e-3
+    tol: NonNegative = 1e-3
+    warm_start: bool = False
+    device: Device = "auto"
+    dtype: Dtype = "float32"
+    random_state: RandomState = None
+    verbose: Verbosity = 0
+
     _network_class = DPMNetwork
     _relative_weights = False
     _transform_output = "resp"
     _partition_class, _objective_class = Partition, AmortizedObjective
-
-    @finds_its_number
-    def __init__(
-        self,
-        n_clusters_init=1,
-        *,
-        max_clusters=None,
-        amortized=True,
-        covariance_type="full",
-        concentration=10.0,
-        prior_scale="auto",
-        prior_dof=None,
-        prior_kappa=0.05,
-        scaling="standard",
-        check_unions=True,
-        stochastic=False,
-        hidden_layer_sizes=(50,),
-        split_merge_every=300,
-        freeze=100,
-        n_init="auto",
-        max_iter=2000,
-        batch_size="auto",
-        learning_rate_init=2e-3,
-        subcluster_learning_rate=5e-3,
-        tol=1e-3,
-        warm_start=False,
-        device="auto",
-        dtype="float32",
-        random_state=None,
-        verbose=0,
-    ):
-        self.n_clusters_init = n_clusters_init
-        self.max_clusters = max_clusters
-        self.amortized = amortized
-        self.covariance_type = covariance_type
-        self.concentration = concentration
-        self.prior_scale = prior_scale
-        self.prior_dof = prior_dof
-        self.prior_kappa = prior_kappa
-        self.scaling = scaling
-        self.check_unions = check_unions
-        self.stochastic = stochastic
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.split_merge_every = split_merge_every
-        self.freeze = freeze
-        self.n_init = n_init
-        self.max_iter = max_iter
-        self.batch_size = batch_size
-        self.learning_rate_init = learning_rate_init
-        self.subcluster_learning_rate = subcluster_learning_rate
-        self.tol = tol
-        self.warm_start = warm_start
-        self.device = device
-        self.dtype = dtype
-        self.random_state = random_state
-        self.verbose = verbose
 
     @classmethod
     def from_paper(cls, n_samples, **parameters):

@@ -10,8 +10,11 @@ consistency besides. No k-means anywhere. The equations are in `deepmix.mixture.
 
 import copy
 import math
+from collections.abc import Callable
+from dataclasses import KW_ONLY
 from functools import partial
 from numbers import Integral, Real
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -25,7 +28,7 @@ from deepmix.augmentation import (
     ImageAugmentation,
     VectorAugmentation,
 )
-from deepmix.base import BaseDeepMixture, Interval, StrOptions
+from deepmix.base import BaseDeepMixture
 from deepmix.fitting import Trained
 from deepmix.initialization import first_best
 from deepmix.mixture.neural_mixture import (
@@ -38,6 +41,23 @@ from deepmix.mixture.neural_mixture import (
     n_pieces,
 )
 from deepmix.networks import check_layer_sizes
+from deepmix.parameters import (
+    ArrayLike,
+    Auto,
+    Coder,
+    Count,
+    CountOrZero,
+    Device,
+    Dtype,
+    Interval,
+    Layers,
+    NonNegative,
+    Positive,
+    Precision,
+    RandomState,
+    Verbosity,
+    parameters,
+)
 from deepmix.partitions import align, stability
 from deepmix.training import History
 
@@ -64,6 +84,7 @@ PAPER_IMAGES = {
 # --- Estimator -------------------------------------------------------------------------
 
 
+@parameters
 class NeuralMixtureEM(BaseDeepMixture):
     """Mixture whose densities are the outputs of a network, trained by EM in mini-batches.
 
@@ -218,89 +239,38 @@ class NeuralMixtureEM(BaseDeepMixture):
     (1797,)
     """
 
-    _parameter_constraints: dict = {
-        **BaseDeepMixture._parameter_constraints,
-        "hidden_layer_sizes": ["array-like"],
-        "image_shape": [None, tuple, list],
-        "network": [None, str, callable],
-        "sobel": ["boolean"],
-        "augmentation": [None, str, callable],
-        "two_fold": ["boolean"],
-        "consistency_learning_rate": [None, Interval(Real, 0, None, closed="neither")],
-        "consistency_warm_up": [Interval(Integral, 0, None, closed="left")],
-        "weights": [StrOptions({"uniform", "learned"}), "array-like"],
-        "gamma": [Interval(Real, LEAST_GAMMA, None, closed="left")],
-        "n_init": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "selection": [StrOptions({"stability", "loss"})],
-        "ensemble": ["boolean"],
-        "max_iter": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
-        "learning_rate_init": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "scale": ["boolean"],
-        "precision": [StrOptions({"float32", "bfloat16"})],
-    }
+    n_clusters: Count = 8
+    _: KW_ONLY
+    hidden_layer_sizes: Layers = (32, 32)
+    image_shape: tuple[int, ...] | list[int] | None = None
+    network: str | Coder | None = None
+    sobel: bool = True
+    augmentation: str | Callable | None = "auto"
+    two_fold: bool = False
+    consistency_learning_rate: Positive | None = None
+    consistency_warm_up: CountOrZero = 0
+    weights: Literal["uniform", "learned"] | ArrayLike = "uniform"
+    gamma: Annotated[float, Interval(Real, LEAST_GAMMA, None, closed="left")] = 5.0
+    n_init: Count | Auto = "auto"
+    selection: Literal["stability", "loss"] = "stability"
+    ensemble: bool = False
+    max_iter: CountOrZero | Auto = "auto"
+    batch_size: Count | Auto = "auto"
+    learning_rate_init: Positive | Auto = "auto"
+    weight_decay: NonNegative = 1e-3
+    scale: bool = True
+    precision: Precision = "float32"
+    tol: NonNegative = 0.0
+    n_iter_no_change: Count = 10
+    warm_start: bool = False
+    device: Device = "auto"
+    dtype: Dtype = "float32"
+    random_state: RandomState = None
+    verbose: Verbosity = 0
+
     _network_class = NeuralMixtureNetwork
     _batched_restarts = True
     _transform_output = "relevance"
-
-    def __init__(
-        self,
-        n_clusters=8,
-        *,
-        hidden_layer_sizes=(32, 32),
-        image_shape=None,
-        network=None,
-        sobel=True,
-        augmentation="auto",
-        two_fold=False,
-        consistency_learning_rate=None,
-        consistency_warm_up=0,
-        weights="uniform",
-        gamma=5.0,
-        n_init="auto",
-        selection="stability",
-        ensemble=False,
-        max_iter="auto",
-        batch_size="auto",
-        learning_rate_init="auto",
-        weight_decay=1e-3,
-        scale=True,
-        precision="float32",
-        tol=0.0,
-        n_iter_no_change=10,
-        warm_start=False,
-        device="auto",
-        dtype="float32",
-        random_state=None,
-        verbose=0,
-    ):
-        self.n_clusters = n_clusters
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.image_shape = image_shape
-        self.network = network
-        self.sobel = sobel
-        self.augmentation = augmentation
-        self.two_fold = two_fold
-        self.consistency_learning_rate = consistency_learning_rate
-        self.consistency_warm_up = consistency_warm_up
-        self.weights = weights
-        self.gamma = gamma
-        self.n_init = n_init
-        self.selection = selection
-        self.ensemble = ensemble
-        self.max_iter = max_iter
-        self.batch_size = batch_size
-        self.learning_rate_init = learning_rate_init
-        self.weight_decay = weight_decay
-        self.scale = scale
-        self.precision = precision
-        self.tol = tol
-        self.n_iter_no_change = n_iter_no_change
-        self.warm_start = warm_start
-        self.device = device
-        self.dtype = dtype
-        self.random_state = random_state
-        self.verbose = verbose
 
     @classmethod
     def from_paper(cls, dataset, n_clusters=None, **parameters):
