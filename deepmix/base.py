@@ -11,6 +11,7 @@ import warnings
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from sklearn.base import (
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import ClassifierTags, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from torch import nn
 
 from deepmix._torch import (
     NATIVE_DTYPES,
@@ -44,10 +46,12 @@ from deepmix.callbacks import CallbackSupportMixin, EarlyStopping, Progress, Rep
 from deepmix.initialization import first_best
 from deepmix.networks import build_on_meta, needs_several_rows, seed_dropout
 from deepmix.parameters import (
+    ArrayLike,
     Auto,
     Count,
     Device,
     Dtype,
+    Matrix,
     NonNegative,
     Positive,
     RandomState,
@@ -55,6 +59,9 @@ from deepmix.parameters import (
     validated,
 )
 from deepmix.training import minimize, optimizer_to_numpy
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class BaseDeepMixture(
@@ -85,7 +92,15 @@ class BaseDeepMixture(
     random_state: RandomState
     verbose: Verbosity
 
-    _network_class = None
+    # What every fit leaves.
+    labels_: np.ndarray
+    n_clusters_: int
+    history_: dict[str, np.ndarray]
+    n_iter_: int
+    converged_: bool
+    device_: str
+
+    _network_class: type[nn.Module]
     _n_clusters_parameter = "n_clusters"
     _batched_restarts = False
     _relative_weights = True
@@ -95,7 +110,7 @@ class BaseDeepMixture(
 
     @validated
     @own_modes()
-    def fit(self, X, y=None, sample_weight=None):
+    def fit(self, X: Matrix, y: object = None, sample_weight: ArrayLike | None = None) -> "Self":
         """Train the model.
 
         Parameters
@@ -337,12 +352,12 @@ class BaseDeepMixture(
 
     @property
     @own_modes()
-    def module_(self):
+    def module_(self) -> nn.Module:
         """The trained `torch.nn.Module`, built anew from the fitted arrays at each access."""
         check_is_fitted(self)
         return self._rebuild(torch.float32, torch.device("cpu"))
 
-    def to_module(self):
+    def to_module(self) -> nn.Module:
         """Return an eval-mode module that maps data to responsibilities.
 
         Returns
@@ -357,7 +372,7 @@ class BaseDeepMixture(
 
     # --- Predictions -----------------------------------------------------------------
 
-    def predict(self, X):
+    def predict(self, X: Matrix) -> np.ndarray:
         """Assign each row to its most responsible cluster.
 
         Parameters
@@ -371,7 +386,7 @@ class BaseDeepMixture(
         """
         return self._labels(self._check_data(X))
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: Matrix) -> np.ndarray:
         """Responsibility of each cluster for each row.
 
         Parameters
@@ -385,7 +400,7 @@ class BaseDeepMixture(
         """
         return self._apply("resp", self._check_data(X))
 
-    def transform(self, X):
+    def transform(self, X: Matrix) -> np.ndarray:
         """Embed the data.
 
         Parameters
@@ -398,7 +413,7 @@ class BaseDeepMixture(
         """
         return self._apply(self._transform_output, self._check_data(X))
 
-    def score(self, X, y=None, sample_weight=None):
+    def score(self, X: Matrix, y: object = None, sample_weight: ArrayLike | None = None) -> float:
         """Mean of `score_samples`: higher is better, no labels needed.
 
         Parameters
@@ -627,12 +642,14 @@ def _refuse_what_is_no_table(X):
 WIDE, NARROW = 10.0, 0.01
 
 
-class OnlineMixin:
+class OnlineMixin(BaseDeepMixture):
     """``partial_fit`` for estimators whose ``_objective(network, rows)`` is one stage."""
 
     @validated
     @own_modes()
-    def partial_fit(self, X, y=None, sample_weight=None):
+    def partial_fit(
+        self, X: Matrix, y: object = None, sample_weight: ArrayLike | None = None
+    ) -> "Self":
         """Go on training with one pass over a batch of data.
 
         The first call starts the model, one restart of it, from its batch, and fixes the

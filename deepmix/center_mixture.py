@@ -15,7 +15,7 @@ from deepmix.distributions import (
     spherical_log_density,
     squared_distances,
 )
-from deepmix.parameters import ArrayLike, Auto, Count, CountOrZero, Positive, Solver
+from deepmix.parameters import ArrayLike, Auto, Count, CountOrZero, Matrix, Positive, Solver
 from deepmix.training import Averaged
 
 
@@ -35,7 +35,7 @@ class CenterMixture(BaseDeepMixture):
     averaging: bool
 
     @own_modes()
-    def score_samples(self, X):
+    def score_samples(self, X: Matrix) -> np.ndarray:
         r"""Log-density of each row under the mixture that the centres define.
 
         .. math:: \log p(x) = \log \sum_k \phi_k \, \mathcal N(x \mid \mu_k, \sigma^2 I)
@@ -99,7 +99,7 @@ class CenterMixture(BaseDeepMixture):
         return {**attributes, **center_mixture(network.select(restart).eval(), rows)}
 
 
-class DecoderMixin:
+class DecoderMixin(BaseDeepMixture):
     """For models that decode codes: the network gives ``decode(z)``.
 
     ``_centers_attribute`` names the fitted centres among the codes.
@@ -107,7 +107,7 @@ class DecoderMixin:
 
     _centers_attribute = "latent_centers_"
 
-    def inverse_transform(self, X):
+    def inverse_transform(self, X: ArrayLike) -> np.ndarray:
         """Decode codes.
 
         Parameters
@@ -127,7 +127,7 @@ class DecoderMixin:
             )
         return self._apply("decode", codes)
 
-    def interpolate(self, start, stop, n_steps=9):
+    def interpolate(self, start: int, stop: int, n_steps: int = 9) -> np.ndarray:
         """Decode the straight line between two centres.
 
         Parameters
@@ -153,7 +153,7 @@ class LatentMixture(DecoderMixin, CenterMixture):
     Fitted are ``latent_centers_`` and ``latent_variance_``.
     """
 
-    def sample(self, n_samples=1):
+    def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Draw codes from the spherical mixture around the centres, and decode them.
 
         Parameters

@@ -8,7 +8,7 @@ ours that neither forget the k-means labels nor stall.
 """
 
 from dataclasses import KW_ONLY
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -61,6 +61,9 @@ from deepmix.parameters import (
     parameters,
 )
 from deepmix.training import History, Objective, Phase
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class PaperSettings(NamedTuple):
@@ -452,7 +455,9 @@ class AECM(LatentMixture):
     _auto_batch_size = (20, 128)  # the nets want more steps than the clustering module
 
     @classmethod
-    def from_paper(cls, dataset, n_clusters=10, *, init="random", **parameters):
+    def from_paper(
+        cls, dataset: str, n_clusters: int = 10, *, init: str = "random", **parameters: Any
+    ) -> "Self":
         """Make an estimator with the settings of the paper (Appendix 3 and Table 13).
 
         No scaling, Adam with a step of 1e-3 and an epsilon of 1e-3, 150 epochs and the averaging

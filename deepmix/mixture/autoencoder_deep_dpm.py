@@ -9,7 +9,7 @@ turn. The last step is a clustering, so that encoder, mixture and labels belong 
 import math
 from dataclasses import KW_ONLY, replace
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ from deepmix.parameters import (
     Device,
     Dtype,
     Layers,
+    Matrix,
     NonNegative,
     Positive,
     Precision,
@@ -55,6 +56,9 @@ from deepmix.parameters import (
 from deepmix.scaled_rows import ScaledRows
 from deepmix.split_merge import PROPOSAL
 from deepmix.training import History, Objective, Phase
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Codes of an autoencoder fill space more evenly than an embedding made for clusters does: this
 # prior scale for each row lets no cluster of a tenth of the rows be thinner than a fifth of the
@@ -438,7 +442,7 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
     random_state: RandomState = None
     verbose: Verbosity = 0
 
-    _network_class = AutoencoderDPMNetwork
+    _network_class = AutoencoderDPMNetwork  # type: ignore[assignment]
     _transform_output = "encode"
     _hint_of_number = (
         "Where more are expected: try another latent_dim, more epochs of pretraining "
@@ -448,7 +452,7 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
     _centers_attribute = "means_"
 
     @classmethod
-    def from_paper(cls, n_samples, **parameters):
+    def from_paper(cls, n_samples: int, **parameters: Any) -> "Self":
         """Make an estimator with the schedule of the authors' program for alternations.
 
         An encoder of 500-500-2000 and codes of 10 dimensions; both terms of the loss in units of
@@ -497,7 +501,7 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
         }
         return cls(**{**settings, **parameters})
 
-    def score_samples(self, X):
+    def score_samples(self, X: Matrix) -> np.ndarray:
         """Log-density of each row's code under the mixture.
 
         A density of codes, not of data: it compares rows and mixtures of one encoder. Another
@@ -514,7 +518,7 @@ class AutoencoderDeepDPM(DecoderMixin, DeepDPM):
         """
         return super().score_samples(X)
 
-    def sample(self, n_samples=1):
+    def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Draw codes from the mixture, and decode them.
 
         Parameters
