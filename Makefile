@@ -36,10 +36,11 @@ test: $(VENV)/.stamp-test ## Run the tests, without those marked slow
 test-slow: $(VENV)/.stamp-test ## Run the tests marked slow
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 
-lint: $(VENV)/.stamp-lint ## Check style, formatting and the import contracts
+lint: $(VENV)/.stamp-lint ## Check style, formatting, the import contracts and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 
 format: $(VENV)/.stamp-lint ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
@@ -54,7 +55,7 @@ bench: $(VENV)/.stamp-plot ## Run the benchmarks in their quick form
 
 clean: ## Remove the virtual environment and everything generated
 	rm -rf $(VENV) build dist *.egg-info .coverage htmlcov docs/_build docs/auto_examples docs/generated
-	rm -rf .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .pytest_cache .ruff_cache .import_linter_cache .mypy_cache
 	find deepmix tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(VENV)/bin/python:
@@ -71,5 +72,5 @@ $(VENV)/.stamp-plot $(VENV)/.stamp-test $(VENV)/.stamp-docs: $(VENV)/.stamp-%: $
 
 # The linters read the source and import nothing of it: no torch here.
 $(VENV)/.stamp-lint: constraints.txt | $(VENV)/bin/python
-	$(PIP) ruff import-linter
+	$(PIP) ruff import-linter mypy
 	@touch $@

@@ -17,6 +17,7 @@ from deepmix._torch import (
     sum_batchwise,
     to_host,
 )
+from deepmix.base import BaseDeepMixture
 from deepmix.losses import squared_error
 from deepmix.networks import (
     Standardizer,
@@ -28,6 +29,7 @@ from deepmix.networks import (
     trainable,
     widest,
 )
+from deepmix.parameters import ArrayLike, Auto, Coder, CountOrZero, Layers, Precision
 from deepmix.training import History, Objective, Phase, minimize
 
 # --- Networks --------------------------------------------------------------------------
@@ -298,8 +300,8 @@ def pretrain_autoencoder(
 # --- Estimators ------------------------------------------------------------------------
 
 
-class AutoencoderMixin:
-    """What an estimator does that has an autoencoder; its network is an `AutoencoderNetwork`.
+class AutoencoderMixture(BaseDeepMixture, abstract=True):
+    """Base class of estimators with an autoencoder; the network is an `AutoencoderNetwork`.
 
     The estimator has the parameters ``hidden_layer_sizes``, ``latent_dim``, ``encoder``,
     ``decoder``, ``pretrain_max_iter``, ``scale`` and ``precision``, and says with
@@ -307,10 +309,18 @@ class AutoencoderMixin:
     fitted centres among the codes.
     """
 
+    # Parameters that are read here.
+    hidden_layer_sizes: Layers
+    encoder: Coder | None
+    decoder: Coder | None
+    pretrain_max_iter: CountOrZero | Auto
+    scale: bool
+    precision: Precision
+
     _centers_attribute = "latent_centers_"
     _weights_scheme = "glorot"
 
-    def inverse_transform(self, X):
+    def inverse_transform(self, X: ArrayLike) -> np.ndarray:
         """Decode codes.
 
         Parameters
@@ -330,7 +340,7 @@ class AutoencoderMixin:
             )
         return self._apply("decode", codes)
 
-    def interpolate(self, start, stop, n_steps=9):
+    def interpolate(self, start: int, stop: int, n_steps: int = 9) -> np.ndarray:
         """Decode the straight line between two centres.
 
         Parameters

@@ -8,9 +8,11 @@ others (callbacks.py).
 
 import math
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from sklearn.base import (
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import ClassifierTags, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from torch import nn
 
 from deepmix._torch import (
     NATIVE_DTYPES,
@@ -44,10 +47,12 @@ from deepmix.fitting import Fit, RandomStreams, Trained
 from deepmix.initialization import first_best
 from deepmix.networks import build_on_meta, needs_several_rows, seed_dropout
 from deepmix.parameters import (
+    ArrayLike,
     Auto,
     Count,
     Device,
     Dtype,
+    Matrix,
     NonNegative,
     Positive,
     RandomState,
@@ -56,8 +61,13 @@ from deepmix.parameters import (
 )
 from deepmix.training import minimize, optimizer_to_numpy
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-def trains(method):
+Method = TypeVar("Method", bound=Callable)
+
+
+def trains(method: Method) -> Method:
     """Decorate a method that trains: parameters are validated, and torch's modes set aside."""
     return validated(own_modes()(method))
 
@@ -109,6 +119,15 @@ class BaseDeepMixture(
     random_state: RandomState
     verbose: Verbosity
 
+    # What every fit leaves.
+    labels_: np.ndarray
+    n_clusters_: int
+    history_: dict[str, np.ndarray]
+    n_iter_: int
+    converged_: bool
+    device_: str
+
+    _network_class: type[nn.Module]
     _batched_restarts = False
     _relative_weights = True
     _auto_batch_size = (20, 256)
@@ -116,7 +135,7 @@ class BaseDeepMixture(
     # --- Fit -------------------------------------------------------------------------
 
     @trains
-    def fit(self, X, y=None, sample_weight=None):
+    def fit(self, X: Matrix, y: object = None, sample_weight: ArrayLike | None = None) -> "Self":
         """Train the model.
 
         Parameters
@@ -367,12 +386,12 @@ class BaseDeepMixture(
 
     @property
     @own_modes()
-    def module_(self):
+    def module_(self) -> nn.Module:
         """The trained `torch.nn.Module`, built anew from the fitted arrays at each access."""
         check_is_fitted(self)
         return self._rebuild(torch.float32, torch.device("cpu"))
 
-    def to_module(self):
+    def to_module(self) -> nn.Module:
         """Return an eval-mode module that maps data to responsibilities.
 
         Returns
@@ -387,7 +406,7 @@ class BaseDeepMixture(
 
     # --- Predictions -----------------------------------------------------------------
 
-    def predict(self, X):
+    def predict(self, X: Matrix) -> np.ndarray:
         """Assign each row to its most responsible cluster.
 
         Parameters
@@ -401,7 +420,7 @@ class BaseDeepMixture(
         """
         return self._labels(self._check_data(X))
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: Matrix) -> np.ndarray:
         """Responsibility of each cluster for each row.
 
         Parameters
@@ -415,7 +434,7 @@ class BaseDeepMixture(
         """
         return self._apply("resp", self._check_data(X))
 
-    def transform(self, X):
+    def transform(self, X: Matrix) -> np.ndarray:
         """Embed the data.
 
         Parameters
@@ -428,7 +447,7 @@ class BaseDeepMixture(
         """
         return self._apply(self._transform_output, self._check_data(X))
 
-    def score(self, X, y=None, sample_weight=None):
+    def score(self, X: Matrix, y: object = None, sample_weight: ArrayLike | None = None) -> float:
         """Mean of `score_samples`: higher is better, no labels needed.
 
         Parameters
@@ -660,11 +679,13 @@ def _refuse_what_is_no_table(X):
 WIDE, NARROW = 10.0, 0.01
 
 
-class OnlineMixin:
+class OnlineMixin(BaseDeepMixture, abstract=True):
     """``partial_fit`` for estimators whose ``_objective(fit, network)`` is their one stage."""
 
     @trains
-    def partial_fit(self, X, y=None, sample_weight=None):
+    def partial_fit(
+        self, X: Matrix, y: object = None, sample_weight: ArrayLike | None = None
+    ) -> "Self":
         """Go on training with one pass over a batch of data.
 
         The first call starts the model, one restart of it, from its batch, and fixes the

@@ -13,7 +13,7 @@ from deepmix.distributions import (
     spherical_log_density,
     squared_distances,
 )
-from deepmix.parameters import ArrayLike, Auto, Count, CountOrZero, Positive, Solver
+from deepmix.parameters import ArrayLike, Auto, Count, CountOrZero, Matrix, Positive, Solver
 from deepmix.training import Averaged
 
 
@@ -33,7 +33,7 @@ class CenterMixture(BaseDeepMixture, abstract=True):
     averaging: bool
 
     @own_modes()
-    def score_samples(self, X):
+    def score_samples(self, X: Matrix) -> np.ndarray:
         r"""Log-density of each row under the mixture that the centres define.
 
         .. math:: \log p(x) = \log \sum_k \phi_k \, \mathcal N(x \mid \mu_k, \sigma^2 I)

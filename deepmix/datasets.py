@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import DTypeLike
 from sklearn import datasets as sklearn_datasets
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import Bunch, check_random_state
@@ -194,7 +195,7 @@ _DATASETS = {
 # --- Public functions ---
 
 
-def list_datasets():
+def list_datasets() -> list[str]:
     """Names that :func:`load` knows.
 
     Returns
@@ -212,14 +213,14 @@ def list_datasets():
 
 
 def load(
-    name,
+    name: str,
     *,
-    data_home=None,
-    scale="paper",
-    grayscale=True,
-    return_X_y=False,
-    dtype=np.float32,
-):
+    data_home: str | os.PathLike | None = None,
+    scale: Literal["paper", "standard"] | None = "paper",
+    grayscale: bool = True,
+    return_X_y: bool = False,
+    dtype: DTypeLike = np.float32,
+) -> Any:
     """Load a data set by name, training and test rows together.
 
     Parameters
@@ -284,7 +285,9 @@ def load(
     )
 
 
-def make_five_gaussians(n_samples=2000, *, random_state=None):
+def make_five_gaussians(
+    n_samples: int = 2000, *, random_state: int | np.random.RandomState | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Five overlapping Gaussians in the plane, standardised: the toy set "5 Gaussians".
 
     One Gaussian in the middle and four around it, spherical and of equal size, which overlap so
@@ -313,10 +316,10 @@ def make_five_gaussians(n_samples=2000, *, random_state=None):
     >>> X.shape, np.bincount(y).tolist()
     ((2000, 2), [400, 400, 400, 400, 400])
     """
-    random_state = check_random_state(random_state)
+    random = check_random_state(random_state)
     means = np.array([[0.0, 0.0], [3.0, 3.0], [3.0, -3.0], [-3.0, 3.0], [-3.0, -3.0]])
-    y = random_state.permutation(np.arange(n_samples) % len(means))
-    X = means[y] + 1.25 * random_state.standard_normal((n_samples, 2))
+    y = random.permutation(np.arange(n_samples) % len(means))
+    X = means[y] + 1.25 * random.standard_normal((n_samples, 2))
     return StandardScaler().fit_transform(X), y
 
 

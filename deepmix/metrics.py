@@ -4,9 +4,12 @@ ARI, NMI, V-measure, silhouette and their kin are in :mod:`sklearn.metrics`; wha
 there.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from sklearn.base import clone
 from sklearn.metrics import adjusted_rand_score, make_scorer, silhouette_score
@@ -26,7 +29,7 @@ __all__ = [
 # --- With labels ---
 
 
-def clustering_accuracy(labels_true, labels_pred):
+def clustering_accuracy(labels_true: ArrayLike, labels_pred: ArrayLike) -> float:
     r"""Accuracy under the best one-to-one matching of clusters to classes.
 
     .. math:: \mathrm{ACC} = \max_{m} \frac{1}{n} \sum_{i=1}^{n} [y_i = m(c_i)]
@@ -120,10 +123,10 @@ class SilhouetteScorer:
     """
 
     sample_size: int | None = 5000
-    metric: object = "euclidean"
+    metric: str | Callable = "euclidean"
     random_state: int = 0
 
-    def __call__(self, estimator, X, y=None):
+    def __call__(self, estimator: Any, X: Any, y: object = None) -> float:
         """Score a fitted estimator on X; y is ignored."""
         if self.sample_size is not None and X.shape[0] > self.sample_size:
             X = resample(
@@ -178,7 +181,7 @@ class StabilityScorer:
     n_repeats: int = 5
     random_state: int = 0
 
-    def __call__(self, estimator, X, y=None):
+    def __call__(self, estimator: Any, X: Any, y: object = None) -> float:
         """Score a fitted estimator on X; y is ignored."""
         if self.n_repeats < 1:
             raise ValueError(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_a
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
 import torch
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -28,7 +29,8 @@ else:
         return lambda decorator: decorator
 
 
-Class = TypeVar("Class", bound=type)
+Class = TypeVar("Class")
+Method = TypeVar("Method", bound=Callable)
 
 # --- Types -----------------------------------------------------------------------------
 
@@ -40,6 +42,7 @@ NonNegative = Annotated[float, Interval(Real, 0, None, closed="left")]
 Share = Annotated[float, Interval(Real, 0, 1, closed="left")]  # 1 excluded
 
 ArrayLike = Annotated[npt.ArrayLike, "array-like"]
+Matrix = npt.ArrayLike | sp.sparray | sp.spmatrix  # rows of features
 Layers = Annotated[Sequence[int], "array-like"]  # sizes of hidden layers
 Coder = Callable[..., nn.Module]  # makes an encoder or a decoder
 
@@ -52,12 +55,14 @@ Verbosity = Annotated[int, "verbose"]
 
 # --- Decorator -------------------------------------------------------------------------
 
-# Validates the parameters of an estimator before its method runs.
-validated = _fit_context(prefer_skip_nested_validation=True)
+
+def validated(method: Method) -> Method:
+    """Decorate a method of an estimator, whose parameters are validated before it runs."""
+    return _fit_context(prefer_skip_nested_validation=True)(method)
 
 
 @dataclass_transform(eq_default=False)
-def parameters(cls: Class) -> Class:
+def parameters(cls: type[Class]) -> type[Class]:
     """Decorate an estimator: its annotated fields become its parameters.
 
     Fields follow the syntax of `dataclasses`: ``name: type = default``, and ``_: KW_ONLY`` before
@@ -104,11 +109,12 @@ def parameters(cls: Class) -> Class:
             delattr(cls, name)
     # A class of its own makes the __init__: a base class adds no fields, and no other method of a
     # dataclass reaches the estimator.
-    init = make_dataclass(cls.__qualname__, fields, eq=False, repr=False).__init__
+    record = make_dataclass(cls.__qualname__, fields, eq=False, repr=False)
+    init = vars(record)["__init__"]
     init.__module__ = cls.__module__
     init.__annotations__ = {}  # the docstring has the types, in words
-    cls.__init__ = init
-    cls._parameter_constraints = constraints
+    cls.__init__ = init  # type: ignore[method-assign]
+    cls._parameter_constraints = constraints  # type: ignore[attr-defined]
     return cls
 
 

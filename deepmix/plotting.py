@@ -1,9 +1,17 @@
 """Displays in scikit-learn's style; matplotlib is imported when one is drawn."""
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.decomposition import PCA
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+    from typing_extensions import Self
 
 __all__ = ["CenterDisplay", "EmbeddingDisplay"]
 
@@ -40,11 +48,13 @@ class EmbeddingDisplay:
     >>> display = EmbeddingDisplay.from_estimator(model, X)
     """
 
-    def __init__(self, points, labels, centers=None):
+    def __init__(self, points: np.ndarray, labels: np.ndarray, centers: np.ndarray | None = None):
         self.points, self.labels, self.centers = points, labels, centers
 
     @classmethod
-    def from_estimator(cls, estimator, X, y=None, *, ax=None):
+    def from_estimator(
+        cls, estimator: Any, X: ArrayLike, y: ArrayLike | None = None, *, ax: "Axes | None" = None
+    ) -> "Self":
         """Embed X by ``estimator.transform`` and draw it.
 
         Parameters
@@ -68,7 +78,7 @@ class EmbeddingDisplay:
         labels = estimator.predict(X) if y is None else np.asarray(y)
         return cls(points, labels, centers).plot(ax=ax)
 
-    def plot(self, ax=None):
+    def plot(self, ax: "Axes | None" = None) -> "Self":
         """Draw on ``ax``, or on new axes.
 
         Parameters
@@ -124,11 +134,23 @@ class CenterDisplay:
     >>> display = CenterDisplay.from_estimator(model, image_shape=(8, 8))
     """
 
-    def __init__(self, centers, image_shape=None, titles=None):
+    def __init__(
+        self,
+        centers: np.ndarray,
+        image_shape: tuple[int, int] | None = None,
+        titles: Sequence[str] | None = None,
+    ):
         self.centers, self.image_shape, self.titles = centers, image_shape, titles
 
     @classmethod
-    def from_estimator(cls, estimator, *, image_shape=None, figure=None, n_columns=5):
+    def from_estimator(
+        cls,
+        estimator: Any,
+        *,
+        image_shape: tuple[int, int] | None = None,
+        figure: "Figure | SubFigure | None" = None,
+        n_columns: int = 5,
+    ) -> "Self":
         """Draw ``estimator.cluster_centers_``, each with its weight for a title.
 
         Parameters
@@ -146,7 +168,7 @@ class CenterDisplay:
         display = cls(estimator.cluster_centers_, image_shape, titles)
         return display.plot(figure=figure, n_columns=n_columns)
 
-    def plot(self, figure=None, n_columns=5):
+    def plot(self, figure: "Figure | SubFigure | None" = None, n_columns: int = 5) -> "Self":
         """Draw on ``figure``, or on a new one.
 
         Parameters

@@ -3,6 +3,7 @@
 A method describes each stage of its training as an `Objective`; `minimize` does the rest.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -36,7 +37,7 @@ class Phase(NamedTuple):
     """
 
     parameters: tuple
-    step: callable
+    step: Callable
     closed_form: bool = False
     learning_rate: float | None = None
 

@@ -93,6 +93,26 @@ def test_public_methods_say_what_they_do(name):
     assert inspect.getdoc(METHODS[name]), f"{name} has no docstring"
 
 
+# What a user calls; the engine, networks and formulas say their types in docstrings alone.
+TYPED_MODULES = tuple(
+    f"deepmix.{name}"
+    for name in ("base", "center_mixture", "datasets", "metrics", "mixture", "plotting")
+)
+TYPED = {
+    name: thing
+    for name, thing in {**PUBLIC, **METHODS}.items()
+    if inspect.isfunction(thing) and name.startswith(TYPED_MODULES)
+}
+
+
+@pytest.mark.parametrize("name", sorted(TYPED))
+def test_public_signatures_carry_types(name):
+    signature = inspect.signature(TYPED[name])
+    bare = [p.name for p in signature.parameters.values() if p.annotation is p.empty]
+    assert set(bare) <= {"self"}
+    assert signature.return_annotation is not signature.empty
+
+
 def documented(thing):
     doc = FunctionDoc(thing) if inspect.isfunction(thing) else ClassDoc(thing)
     names = (name for parameter in doc["Parameters"] for name in parameter.name.split(","))

@@ -62,7 +62,7 @@ def test_setup_cfg_holds_the_import_contracts_and_nothing_else():
 
 def test_each_tool_section_is_read_by_a_tool_in_use():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert set(project["tool"]) == {"coverage", "pytest", "ruff", "setuptools"}
+    assert set(project["tool"]) == {"coverage", "mypy", "pytest", "ruff", "setuptools"}
 
 
 def test_make_help_lists_every_target():

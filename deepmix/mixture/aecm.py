@@ -8,14 +8,14 @@ ours that neither forget the k-means labels nor stall.
 """
 
 from dataclasses import KW_ONLY
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
 from deepmix._torch import full_precision, sum_batchwise
-from deepmix.autoencoder import AutoencoderMixin, AutoencoderNetwork
+from deepmix.autoencoder import AutoencoderMixture, AutoencoderNetwork
 from deepmix.center_mixture import CenterMixture
 from deepmix.distributions import DirichletPrior, log_mean_resp
 from deepmix.fitting import Trained
@@ -57,6 +57,9 @@ from deepmix.parameters import (
     parameters,
 )
 from deepmix.training import History, Objective, Phase
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class PaperSettings(NamedTuple):
@@ -248,7 +251,7 @@ class JointObjective(Objective):
 
 
 @parameters
-class AECM(AutoencoderMixin, CenterMixture):
+class AECM(AutoencoderMixture, CenterMixture):
     """AE-CM: a clustering module and a deep autoencoder trained together.
 
     The encoder learns codes in which the clusters are spheres around orthonormal centres, the
@@ -433,7 +436,9 @@ class AECM(AutoencoderMixin, CenterMixture):
     _auto_batch_size = (20, 128)  # the nets want more steps than the clustering module
 
     @classmethod
-    def from_paper(cls, dataset, n_clusters=10, *, init="random", **parameters):
+    def from_paper(
+        cls, dataset: str, n_clusters: int = 10, *, init: str = "random", **parameters: Any
+    ) -> "Self":
         """Make an estimator with the settings of the paper (Appendix 3 and Table 13).
 
         No scaling, Adam with a step of 1e-3 and an epsilon of 1e-3, 150 epochs and the averaging
@@ -465,7 +470,7 @@ class AECM(AutoencoderMixin, CenterMixture):
         }
         return cls(n_clusters, **{**settings, **parameters})
 
-    def sample(self, n_samples=1):
+    def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Draw codes from the spherical mixture around the centres, and decode them.
 
         Parameters

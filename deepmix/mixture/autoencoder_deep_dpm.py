@@ -8,6 +8,7 @@ turn. The last step is a clustering, so that encoder, mixture and labels belong 
 
 import math
 from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,8 +16,7 @@ from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from deepmix._torch import Rows, apply_batchwise, full_precision, own_modes
-from deepmix.autoencoder import AutoencoderMixin, AutoencoderNetwork, reconstruction_unit
-from deepmix.base import BaseDeepMixture
+from deepmix.autoencoder import AutoencoderMixture, AutoencoderNetwork, reconstruction_unit
 from deepmix.distributions import log_evidence
 from deepmix.fitting import Trained
 from deepmix.linalg import inverse_cholesky
@@ -44,6 +44,7 @@ from deepmix.parameters import (
     Device,
     Dtype,
     Layers,
+    Matrix,
     NonNegative,
     Positive,
     Precision,
@@ -54,6 +55,9 @@ from deepmix.parameters import (
 from deepmix.scaled_rows import ScaledRows
 from deepmix.split_merge import PROPOSAL
 from deepmix.training import History, Objective, Phase
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # A smaller share of the data's variance than this is no error that reconstruction must go below.
 LEAST_ERROR = 0.02
@@ -202,7 +206,7 @@ class FeatureObjective(Objective):
 
 @finds_its_number
 @parameters
-class AutoencoderDeepDPM(AutoencoderMixin, BaseDeepMixture):
+class AutoencoderDeepDPM(AutoencoderMixture):
     """DeepDPM on the codes of an autoencoder, which is trained in turn with it.
 
     For images and other data of many features, in which no Gaussian describes a cluster, and
@@ -361,7 +365,7 @@ class AutoencoderDeepDPM(AutoencoderMixin, BaseDeepMixture):
     _centers_attribute = "means_"
 
     @classmethod
-    def from_paper(cls, n_samples, **parameters):
+    def from_paper(cls, n_samples: int, **parameters: Any) -> "Self":
         """Make an estimator with the schedule of the authors' program for alternations.
 
         An encoder of 500-500-2000 and codes of 10 dimensions; both terms of the loss in units of
@@ -401,7 +405,7 @@ class AutoencoderDeepDPM(AutoencoderMixin, BaseDeepMixture):
         )
         return model.set_params(**parameters)
 
-    def score_samples(self, X):
+    def score_samples(self, X: Matrix) -> np.ndarray:
         """Log-density of each row's code under the mixture.
 
         A density of codes, not of data: it compares rows and mixtures of one encoder. Another
@@ -419,7 +423,7 @@ class AutoencoderDeepDPM(AutoencoderMixin, BaseDeepMixture):
         return self._apply("log_density", self._check_data(X))
 
     @own_modes()
-    def sample(self, n_samples=1):
+    def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Draw codes from the mixture, and decode them.
 
         Parameters

@@ -9,7 +9,7 @@ and 4.1, Appendix 2; the deep model of Sec. 4.2 is in `deepmix.mixture.aecm`.
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ from deepmix.parameters import (
     parameters,
 )
 from deepmix.training import Objective, Phase
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class PaperSettings(NamedTuple):
@@ -469,7 +472,9 @@ class ClusteringModule(OnlineMixin, CenterMixture):
     _transform_output = "resp"
 
     @classmethod
-    def from_paper(cls, dataset, n_clusters=10, *, init="random", **parameters):
+    def from_paper(
+        cls, dataset: str, n_clusters: int = 10, *, init: str = "random", **parameters: Any
+    ) -> "Self":
         """Make an estimator with the settings of the paper (Appendix 2 and Table 12).
 
         No scaling, Adam with a step of 1e-3 and an epsilon of 1e-3, 150 epochs and the averaging
@@ -503,7 +508,7 @@ class ClusteringModule(OnlineMixin, CenterMixture):
         }
         return cls(n_clusters, **{**settings, **parameters})
 
-    def sample(self, n_samples=1):
+    def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Draw rows from the mixture of `score_samples`.
 
         Parameters

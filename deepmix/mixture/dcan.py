@@ -9,15 +9,15 @@ collapses; the default is the reading that does not.
 
 from dataclasses import KW_ONLY
 from numbers import Integral, Real
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
 from deepmix._torch import make_generator, own_modes, sum_batchwise, threads_for
-from deepmix.autoencoder import AutoencoderMixin, reconstruction_unit
-from deepmix.base import BaseDeepMixture, trains
+from deepmix.autoencoder import AutoencoderMixture, reconstruction_unit
+from deepmix.base import trains
 from deepmix.fitting import Fit, RandomStreams, Trained
 from deepmix.gaussian_mixture import (
     COVARIANCE_TYPES,
@@ -41,6 +41,7 @@ from deepmix.mixture.adversarial import (
 from deepmix.mixture_search import covariance_type_for, k_means, plus_plus, search_mixture
 from deepmix.networks import check_layer_sizes, materialize, trainable
 from deepmix.parameters import (
+    ArrayLike,
     Auto,
     Coder,
     Count,
@@ -49,6 +50,7 @@ from deepmix.parameters import (
     Dtype,
     Interval,
     Layers,
+    Matrix,
     NonNegative,
     Positive,
     Precision,
@@ -60,6 +62,9 @@ from deepmix.parameters import (
     parameters,
 )
 from deepmix.training import History
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # clustering_weight='auto'. Measured with labels in sight on MNIST, digits and Pendigits: the game
 # wants between 1 and 5. The Kullback-Leibler divergence shrinks the codes, at 0.6 to one cluster on
@@ -101,7 +106,7 @@ PAPER_SETTINGS = {
 
 
 @parameters
-class DCAN(AutoencoderMixin, BaseDeepMixture):
+class DCAN(AutoencoderMixture):
     """DCAN: an encoder against a critic that asks whether codes come from their cluster.
 
     An autoencoder is trained, then its encoder goes on: until a small network, the critic, cannot
@@ -325,7 +330,7 @@ class DCAN(AutoencoderMixin, BaseDeepMixture):
     _transform_output = "encode"
 
     @classmethod
-    def from_paper(cls, dataset, n_clusters=10, **parameters):
+    def from_paper(cls, dataset: str, n_clusters: int = 10, **parameters: Any) -> "Self":
         """Make an estimator that takes the paper at its word (Sec. 3 and Appendix A).
 
         Networks of tanh units and no decoder; no pretraining; a critic of codes as they are, with
@@ -374,7 +379,7 @@ class DCAN(AutoencoderMixin, BaseDeepMixture):
         return cls(n_clusters, **{**settings, **parameters})
 
     @trains
-    def read_out(self, X, sample_weight=None):
+    def read_out(self, X: Matrix, sample_weight: ArrayLike | None = None) -> "Self":
         """Fit the mixture of the codes anew, and nothing else.
 
         With ``covariance_type``, ``equal_weights`` and ``readout_n_init`` as they are now, on the
@@ -408,11 +413,11 @@ class DCAN(AutoencoderMixin, BaseDeepMixture):
         return self
 
     @property
-    def latent_centers_(self):
+    def latent_centers_(self) -> np.ndarray:
         """Means of the mixture: ``means_``."""
         return self.means_
 
-    def score_samples(self, X):
+    def score_samples(self, X: Matrix) -> np.ndarray:
         """Log-density of the code of each row under the mixture.
 
         Codes have variance one, yet the number cannot compare two fits: another encoder lays out
@@ -430,7 +435,7 @@ class DCAN(AutoencoderMixin, BaseDeepMixture):
         return self._apply("log_density", self._check_data(X))
 
     @own_modes()
-    def sample(self, n_samples=1):
+    def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Draw codes from the mixture, and decode them.
 
         Parameters

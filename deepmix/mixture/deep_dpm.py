@@ -11,7 +11,7 @@ equations are in `deepmix.mixture.dirichlet_process_mixture`.
 import warnings
 from dataclasses import KW_ONLY
 from functools import wraps
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from deepmix.parameters import (
     Device,
     Dtype,
     Layers,
+    Matrix,
     NonNegative,
     Positive,
     RandomState,
@@ -50,6 +51,9 @@ from deepmix.parameters import (
 from deepmix.proposals import LOOK_AHEAD, Splitter
 from deepmix.scaled_rows import ScaledRows
 from deepmix.split_merge import Partition
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # The prior scale 'auto', in units of the variance of a feature: a floor for each row, so that no
 # cluster of all rows is thinner than .3 % of the data's deviation and one of a tenth of them than
@@ -306,7 +310,7 @@ class DeepDPM(BaseDeepMixture):
     _partition_class, _objective_class = Partition, AmortizedObjective
 
     @classmethod
-    def from_paper(cls, n_samples, **parameters):
+    def from_paper(cls, n_samples: int, **parameters: Any) -> "Self":
         """Make an estimator with the schedule of the authors' program.
 
         Normalised rows, a prior scale of 0.005 and a kappa of 1e-4, batches of 128, a learning rate
@@ -341,7 +345,7 @@ class DeepDPM(BaseDeepMixture):
         }
         return cls(**{**settings, **parameters})
 
-    def score_samples(self, X):
+    def score_samples(self, X: Matrix) -> np.ndarray:
         """Log-density of each row under the mixture.
 
         Parameters
@@ -356,7 +360,7 @@ class DeepDPM(BaseDeepMixture):
         return self._apply("log_density", self._check_data(X))
 
     @own_modes()
-    def sample(self, n_samples=1):
+    def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Draw rows from the mixture.
 
         Parameters

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY
 from functools import partial
 from numbers import Integral, Real
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ from deepmix.parameters import (
     Dtype,
     Interval,
     Layers,
+    Matrix,
     NonNegative,
     Positive,
     Precision,
@@ -60,6 +61,9 @@ from deepmix.parameters import (
 )
 from deepmix.partitions import align, stability
 from deepmix.training import History
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 BATCH_SIZE = 128  # the paper's
 MIN_EPOCHS, MIN_STEPS = 10, 1000  # ten epochs of 150 rows are ten steps
@@ -273,7 +277,7 @@ class NeuralMixtureEM(BaseDeepMixture):
     _transform_output = "relevance"
 
     @classmethod
-    def from_paper(cls, dataset, n_clusters=None, **parameters):
+    def from_paper(cls, dataset: str, n_clusters: int | None = None, **parameters: Any) -> "Self":
         """Make an estimator with the settings of the paper (Secs. 8.1 and 8.2).
 
         One run of Adam without weight decay in batches of 128. Vectors: ten epochs at 1e-3, by
@@ -298,7 +302,7 @@ class NeuralMixtureEM(BaseDeepMixture):
                 f"The paper has no experiment on {dataset!r}. Choose one of "
                 f"{['mnist_2d', *PAPER_IMAGES]}."
             )
-        settings = {"n_init": 1, "weight_decay": 0.0, "batch_size": 128}
+        settings: dict[str, Any] = {"n_init": 1, "weight_decay": 0.0, "batch_size": 128}
         if dataset == "mnist_2d":
             settings |= {"max_iter": 10, "scale": False}
         else:
@@ -315,7 +319,7 @@ class NeuralMixtureEM(BaseDeepMixture):
         n_clusters = n_clusters or (20 if dataset == "cifar100" else 10)
         return cls(n_clusters, **{**settings, **parameters})
 
-    def score_samples(self, X):
+    def score_samples(self, X: Matrix) -> np.ndarray:
         r"""Expected log-density of each row under its own posteriors: minus its loss (Eq. 6).
 
         .. math:: \sum_j p_{ij} \log \operatorname{sigmoid}(a^*_{ij} / \gamma)
