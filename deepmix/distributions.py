@@ -4,15 +4,10 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 
 from deepmix.linalg import cholesky, inverse_triangle
 
-# Strength of concentration='auto' per row, in units of the data's variance: the optimum of the
-# clustering module on Pendigits lies between .03 and .1, and so do the values that its paper
-# tuned (Table 12).
-AUTO_STRENGTH = 0.05
 # Differences of rows and means that are held at once: 512 KiB in float64.
 IN_CACHE = 2**16
 
@@ -399,72 +394,3 @@ def log_evidence(prior, statistics):
     nk = statistics.nk
     evidence = torch.lgamma(nk.clamp_min(1e-300)) + niw_log_marginal(prior, statistics)
     return torch.where(nk > 0, evidence, 0.0)
-
-
-# --- Dirichlet -------------------------------------------------------------------------
-
-
-def log_mean_resp(log_resp, weight):
-    r"""Log of the mean responsibilities of a batch.
-
-    .. math:: \log \tilde\gamma_k = \log \sum_i w_i \gamma_{ik} - \log \sum_i w_i
-
-    Parameters
-    ----------
-    log_resp : Tensor of shape (B, ..., K)
-    weight : Tensor of shape (B,)
-
-    Returns
-    -------
-    Tensor of shape (..., K)
-    """
-    log_weight = (weight / weight.sum()).log()
-    return torch.logsumexp(log_resp + log_weight.view(-1, *[1] * (log_resp.dim() - 1)), dim=0)
-
-
-class DirichletPrior:
-    """The concentration of the Dirichlet prior on the mean responsibilities.
-
-    Parameters
-    ----------
-    concentration : 'auto', float or array-like of shape (n_clusters,)
-    variance : float
-        Total variance of what is clustered: the unit of ``'auto'``.
-    like : Tensor
-        Its device and dtype are taken.
-    """
-
-    def __init__(self, concentration, variance, like):
-        # E1 to E3 are sums over the batch and E4 is not: 'auto' grows with the batch instead.
-        self.per_row = isinstance(concentration, str)
-        strength = AUTO_STRENGTH * variance if self.per_row else np.asarray(concentration) - 1.0
-        self.strength = torch.as_tensor(strength, dtype=like.dtype, device=like.device)
-        self.asymmetric = self.strength.dim() > 0
-        if self.asymmetric:
-            self.strength = self.strength.sort().values
-
-    def __call__(self, log_resp, weight):
-        """Strength in a batch: (B, ..., K) and (B,) -> (..., K)."""
-        # Only ranks need the mean; otherwise any row has its shape.
-        log_mean = log_mean_resp(log_resp, weight) if self.asymmetric else log_resp[0]
-        return self.strength_of(log_mean, weight.sum()).expand(log_mean.shape)
-
-    def strength_of(self, log_mean, total_weight):
-        """Strength alpha - 1 of each cluster in a batch.
-
-        Parameters
-        ----------
-        log_mean : Tensor of shape (..., K)
-            Log of the mean responsibilities.
-        total_weight : Tensor of shape ()
-
-        Returns
-        -------
-        Tensor that broadcasts to (..., K)
-        """
-        if self.per_row:
-            return self.strength * total_weight
-        if not self.asymmetric:
-            return self.strength
-        # Appendix 2: the largest concentration goes to the cluster that is largest now.
-        return self.strength[log_mean.detach().argsort(dim=-1).argsort(dim=-1)]

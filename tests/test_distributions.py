@@ -7,12 +7,10 @@ from scipy import integrate, stats
 from scipy.special import logsumexp
 
 from deepmix.distributions import (
-    DirichletPrior,
     GaussianStatistics,
     NormalInverseWishart,
     gaussian_log_density,
     hard_statistics,
-    log_mean_resp,
     mixture_log_density,
     niw_log_marginal,
     niw_mode,
@@ -20,6 +18,7 @@ from deepmix.distributions import (
     soft_statistics,
     spherical_log_density,
 )
+from deepmix.mixture.clustering_module.losses import DirichletPrior, log_mean_resp
 
 RTOL = 1e-10
 LIKE = torch.zeros((), dtype=torch.float64)

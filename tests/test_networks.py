@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from deepmix.mixture.clustering_module.network import ClusteringNetwork
 from deepmix.networks import (
     CONVOLUTIONS,
     MLP,
-    ClusteringNetwork,
     ConvNet,
     Members,
     StackedMLP,

@@ -34,7 +34,7 @@ from tables import Claim, report
 
 from deepmix import AECM, pretrain_autoencoder
 from deepmix._torch import Rows, apply_batchwise, resolve_device
-from deepmix.mixture.aecm import PAPER_SETTINGS
+from deepmix.mixture.clustering_module.aecm import PAPER_SETTINGS
 
 N_SEEDS = 5
 N_SEEDS_UCI = 10

@@ -34,7 +34,7 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 
 from deepmix import AutoencoderDeepDPM, DeepDPM
-from deepmix.mixture.autoencoder_deep_dpm import CODE_FLOOR
+from deepmix.mixture.deep_dpm.deep_dpm import CODE_FLOOR
 
 DATASETS = ("digits", "pendigits", "usps", "mnist 14x14")
 QUICK = ("digits",)

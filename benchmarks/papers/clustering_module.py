@@ -32,14 +32,14 @@ from tables import Claim, report
 
 from deepmix import ClusteringModule
 from deepmix._torch import Rows, make_generator
-from deepmix.mixture.clustering_module import (
+from deepmix.mixture.clustering_module.losses import (
     DirichletPrior,
     balance,
     merging,
     reconstruction,
     sparsity,
 )
-from deepmix.networks import ClusteringNetwork
+from deepmix.mixture.clustering_module.network import ClusteringNetwork
 from deepmix.training import Averaged, Objective, Phase, minimize
 
 N_SEEDS = 20

@@ -36,7 +36,8 @@ from deepmix import ClusteringModule
 from deepmix._torch import Rows, resolve_device
 from deepmix.datasets import load, make_five_gaussians
 from deepmix.metrics import clustering_accuracy
-from deepmix.mixture.clustering_module import ambiguity, inertia, restart_criterion
+from deepmix.mixture.clustering_module.clustering_module import restart_criterion
+from deepmix.mixture.clustering_module.losses import ambiguity, inertia
 
 HERE = Path(__file__).parent
 

@@ -6,7 +6,7 @@ Each class changes what the objective of the training does, after it is made.
 import torch
 
 from deepmix import DeepDPM
-from deepmix.proposals import Splitter
+from deepmix.mixture.deep_dpm.proposals import Splitter
 
 
 class NoMoves(DeepDPM):

@@ -50,12 +50,9 @@ from torch.nn.functional import cross_entropy
 from deepmix import NeuralMixtureEM
 from deepmix._torch import Rows, apply_batchwise, make_generator
 from deepmix.datasets import load
-from deepmix.mixture.neural_mixture import (
-    MixtureEM,
-    NeuralMixtureNetwork,
-    log_density,
-    normalize,
-)
+from deepmix.mixture.neural_mixture_em.losses import log_density, normalize
+from deepmix.mixture.neural_mixture_em.network import NeuralMixtureNetwork
+from deepmix.mixture.neural_mixture_em.training import MixtureEM
 from deepmix.networks import ConvNet, init_weights
 from deepmix.training import Objective, Phase, minimize
 

@@ -16,7 +16,7 @@ from measuring import Measurement, parse_options, random_rows, ratios, run, take
 from torch.nn.functional import softplus
 
 from deepmix import DCAN
-from deepmix.mixture.dcan import OBJECTIVES
+from deepmix.mixture.dcan.adversarial import OBJECTIVES
 
 N_FEATURES, N_CLUSTERS, BATCH_SIZE, POOL, EVERY = 196, 10, 128, 1000, 10
 # Limits: of the ratio of a step to that by hand, and of the seconds of a whole fit.

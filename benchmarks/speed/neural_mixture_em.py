@@ -29,7 +29,8 @@ from torch.nn.functional import logsigmoid
 
 from deepmix import NeuralMixtureEM
 from deepmix.augmentation import IMAGE_AUGMENTATIONS, sobel
-from deepmix.mixture.neural_mixture import MixtureEM, NeuralMixtureNetwork
+from deepmix.mixture.neural_mixture_em.network import NeuralMixtureNetwork
+from deepmix.mixture.neural_mixture_em.training import MixtureEM
 
 PENDIGITS = (10_992, 16)  # rows and features
 SIDE, N_CLUSTERS, BATCH_SIZE, GAMMA = 14, 10, 128, 5.0

@@ -22,9 +22,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from deepmix import AECM, ClusteringModule
 from deepmix._torch import resolve_device
 from deepmix.initialization import ReconstructionObjective, build_autoencoder
-from deepmix.mixture.aecm import AECMNetwork, JointObjective
-from deepmix.mixture.clustering_module import ClusteringObjective, DirichletPrior
-from deepmix.networks import ClusteringNetwork, Standardizer
+from deepmix.mixture.clustering_module.aecm import JointObjective
+from deepmix.mixture.clustering_module.clustering_module import ClusteringObjective
+from deepmix.mixture.clustering_module.losses import DirichletPrior
+from deepmix.mixture.clustering_module.network import AECMNetwork, ClusteringNetwork
+from deepmix.networks import Standardizer
 
 PENDIGITS = (10_992, 16)  # rows and features of the data that the figures are about
 MNIST_FEATURES = 784

@@ -1,11 +1,11 @@
 """One paper, one file."""
 
-from deepmix.mixture.aecm import AECM
-from deepmix.mixture.autoencoder_deep_dpm import AutoencoderDeepDPM
-from deepmix.mixture.clustering_module import ClusteringModule
-from deepmix.mixture.dcan import DCAN
-from deepmix.mixture.deep_dpm import DeepDPM
-from deepmix.mixture.neural_mixture_em import NeuralMixtureEM
+from deepmix.mixture.clustering_module.aecm import AECM
+from deepmix.mixture.clustering_module.clustering_module import ClusteringModule
+from deepmix.mixture.dcan.dcan import DCAN
+from deepmix.mixture.deep_dpm.autoencoder_deep_dpm import AutoencoderDeepDPM
+from deepmix.mixture.deep_dpm.deep_dpm import DeepDPM
+from deepmix.mixture.neural_mixture_em.neural_mixture_em import NeuralMixtureEM
 
 __all__ = [
     "AECM",

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from deepmix.distributions import log_evidence, niw_mode, niw_posterior
-from deepmix.proposals import LOOK_AHEAD, MIN_GAIN, disjoint_pairs, log_merge_ratio
+from deepmix.mixture.deep_dpm.proposals import LOOK_AHEAD, MIN_GAIN, disjoint_pairs, log_merge_ratio
 
 # A merge that would lower the posterior is tried with the likeliest partners only.
 N_NEIGHBOURS = 3

@@ -11,7 +11,7 @@ import torch
 
 from deepmix.distributions import GaussianStatistics, log_evidence
 from deepmix.linalg import cholesky, eigh
-from deepmix.projection_pursuit import least_kurtosis, whitening
+from deepmix.mixture.deep_dpm.projection_pursuit import least_kurtosis, whitening
 
 # Numbers in the statistics of pairs that are judged at once (8 MiB).
 PAIRS = 2**20

@@ -14,7 +14,7 @@ from deepmix.gaussian_mixture import (
     log_joint,
     log_resp,
 )
-from deepmix.mixture_search import (
+from deepmix.mixture.dcan.mixture_search import (
     closest_pairs,
     covariance_type_for,
     cut_and_merge,

@@ -16,17 +16,19 @@ from deepmix import NeuralMixtureEM
 from deepmix._torch import Rows
 from deepmix.augmentation import ImageAugmentation
 from deepmix.metrics import clustering_accuracy
-from deepmix.mixture.neural_mixture import (
-    MixtureEM,
-    NeuralMixtureNetwork,
+from deepmix.mixture.neural_mixture_em.losses import (
     consistency_loss,
-    contingencies,
     em_loss,
-    impose_weights,
     log_density,
-    n_pieces,
     normalize,
     posterior,
+)
+from deepmix.mixture.neural_mixture_em.network import NeuralMixtureNetwork
+from deepmix.mixture.neural_mixture_em.training import (
+    MixtureEM,
+    contingencies,
+    impose_weights,
+    n_pieces,
 )
 from deepmix.partitions import stability
 from deepmix.training import minimize

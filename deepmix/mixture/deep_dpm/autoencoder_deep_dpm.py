@@ -16,12 +16,12 @@ from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from deepmix._torch import Rows, apply_batchwise, full_precision, own_modes
-from deepmix.autoencoder import AutoencoderMixture, AutoencoderNetwork, reconstruction_unit
+from deepmix.autoencoder import AutoencoderMixture, reconstruction_unit
 from deepmix.distributions import log_evidence
 from deepmix.fitting import Trained
 from deepmix.linalg import inverse_cholesky
 from deepmix.losses import squared_error
-from deepmix.mixture.deep_dpm import (
+from deepmix.mixture.deep_dpm.deep_dpm import (
     DeepDPM,
     draw_from_mixture,
     draw_mixture,
@@ -32,10 +32,12 @@ from deepmix.mixture.deep_dpm import (
     refuse_other_mixture,
     warn_of_light_weights,
 )
-from deepmix.mixture.dirichlet_process_mixture import DPMFit, DPMNetwork, Start, in_pieces
-from deepmix.networks import (
-    trainable,
-)
+from deepmix.mixture.deep_dpm.losses import center_distance, within_share
+from deepmix.mixture.deep_dpm.network import AutoencoderDPMNetwork, in_pieces
+from deepmix.mixture.deep_dpm.scaled_rows import ScaledRows
+from deepmix.mixture.deep_dpm.split_merge import PROPOSAL
+from deepmix.mixture.deep_dpm.training import DPMFit, Start
+from deepmix.networks import trainable
 from deepmix.parameters import (
     Auto,
     Coder,
@@ -52,8 +54,6 @@ from deepmix.parameters import (
     Verbosity,
     parameters,
 )
-from deepmix.scaled_rows import ScaledRows
-from deepmix.split_merge import PROPOSAL
 from deepmix.training import History, Objective, Phase
 
 if TYPE_CHECKING:
@@ -65,100 +65,6 @@ LEAST_ERROR = 0.02
 LEAST_SHRINKAGE = 1e-3
 # Codes of more features than this have so many dimensions unless told otherwise.
 LATENT_DIM = 10
-
-# --- Losses ----------------------------------------------------------------------------
-
-
-def center_distance(z, centers, labels, weight):
-    r"""Squared distance of codes from the centres of their clusters.
-
-    .. math:: \sum_i w_i \lVert z_i - \mu_{k_i} \rVert^2
-
-    Parameters
-    ----------
-    z : Tensor of shape (B, p)
-    centers : Tensor of shape (K, p)
-    labels : Tensor of shape (B,)
-    weight : Tensor of shape (B,)
-
-    Returns
-    -------
-    Tensor of shape ()
-    """
-    return weight @ (z - centers[labels]).square().sum(dim=1)
-
-
-def within_share(statistics):
-    r"""Share of the clusters' scatter in that of all rows, a sum over features.
-
-    .. math:: \frac{\sum_k \sum_{i \in k} \lVert x_i - \bar x_k \rVert^2}
-        {\sum_i \lVert x_i - \bar x \rVert^2}
-
-    Parameters
-    ----------
-    statistics : GaussianStatistics
-        Of diagonal covariances.
-
-    Returns
-    -------
-    float
-        1 where all rows are equal.
-    """
-    nk, first, second = statistics.nk[:, None], statistics.first, statistics.second
-    within = (second - first.square() / nk.clamp_min(1e-300)).sum()
-    total = (second.sum(dim=0) - first.sum(dim=0).square() / nk.sum()).sum()
-    return float(within / total) if total > 0 else 1.0
-
-
-# --- Network ---------------------------------------------------------------------------
-
-
-class AutoencoderDPMNetwork(AutoencoderNetwork):
-    """An autoencoder, and a mixture of its codes.
-
-    Attributes
-    ----------
-    scaler : Standardizer
-    autoencoder : Autoencoder
-    clustering : DPMNetwork
-        The mixture, with a scaler of the codes.
-    error : Tensor of shape ()
-        Squared error of a row after pretraining: the unit of the reconstruction.
-    shrinkage : Tensor of shape ()
-        Share of the clusters in the variance of the codes now, divided by that at the first
-        clustering: it scales the prior.
-    """
-
-    def __init__(
-        self,
-        n_features,
-        n_clusters,
-        latent_dim,
-        hidden_layer_sizes,
-        clustering_hidden_layer_sizes=None,
-        full=True,
-        **coders,
-    ):
-        super().__init__(n_features, latent_dim, hidden_layer_sizes, **coders)
-        self.clustering = DPMNetwork(latent_dim, n_clusters, clustering_hidden_layer_sizes, full)
-        self.register_buffer("error", torch.ones(()))
-        self.register_buffer("shrinkage", torch.ones(()))
-
-    @property
-    def width(self):
-        return max(super().width, self.clustering.width)
-
-    @property
-    def mixture(self):
-        return self.clustering.mixture
-
-    def resp(self, x):
-        """Responsibilities: (B, n_features) -> (B, n_clusters)."""
-        return self.clustering.resp(self.encode(x))
-
-    def log_density(self, x):
-        """Of the codes."""
-        return self.clustering.log_density(self.encode(x))
 
 
 # --- Training --------------------------------------------------------------------------

@@ -18,20 +18,10 @@ from torch.nn.functional import softplus
 
 from deepmix import DCAN, pretrain_autoencoder
 from deepmix._torch import Rows
-from deepmix.mixture.adversarial import (
-    AdversarialObjective,
-    Critic,
-    DCANNetwork,
-    Settings,
-    TiedMixture,
-    component,
-    critic_loss,
-    encoder_loss,
-    euclidean_loss,
-    hard_mixture,
-    kl_loss,
-)
-from deepmix.mixture.dcan import PAPER_SETTINGS
+from deepmix.mixture.dcan.adversarial import AdversarialObjective, Settings
+from deepmix.mixture.dcan.dcan import PAPER_SETTINGS
+from deepmix.mixture.dcan.losses import critic_loss, encoder_loss, euclidean_loss, kl_loss
+from deepmix.mixture.dcan.network import Critic, DCANNetwork, TiedMixture, component, hard_mixture
 from deepmix.networks import init_weights
 from deepmix.training import Objective, Phase, minimize
 

@@ -8,11 +8,7 @@ import torch
 
 from deepmix._torch import Rows, apply_batchwise, own_modes, sum_batchwise
 from deepmix.base import BaseDeepMixture
-from deepmix.distributions import (
-    mixture_log_density,
-    spherical_log_density,
-    squared_distances,
-)
+from deepmix.distributions import mixture_log_density, spherical_log_density, squared_distances
 from deepmix.parameters import ArrayLike, Auto, Count, CountOrZero, Matrix, Positive, Solver
 from deepmix.training import Averaged
 

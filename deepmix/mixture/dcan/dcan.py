@@ -32,13 +32,14 @@ from deepmix.initialization import (
 )
 from deepmix.linalg import cholesky
 from deepmix.losses import squared_error
-from deepmix.mixture.adversarial import (
-    OBJECTIVES,
-    DCANNetwork,
-    Settings,
-    hard_mixture,
+from deepmix.mixture.dcan.adversarial import OBJECTIVES, Settings
+from deepmix.mixture.dcan.mixture_search import (
+    covariance_type_for,
+    k_means,
+    plus_plus,
+    search_mixture,
 )
-from deepmix.mixture_search import covariance_type_for, k_means, plus_plus, search_mixture
+from deepmix.mixture.dcan.network import DCANNetwork, hard_mixture
 from deepmix.networks import check_layer_sizes, materialize, trainable
 from deepmix.parameters import (
     ArrayLike,
@@ -177,7 +178,7 @@ class DCAN(AutoencoderMixture):
         variance, is kept. No label-free criterion proved reliable.
     readout_n_init : int, default=20
         Starts of the mixture of the final codes, the tracked one beside them; a search by cuts and
-        merges follows (`deepmix.mixture_search.search_mixture`).
+        merges follows (`deepmix.mixture.dcan.mixture_search.search_mixture`).
     equal_weights : bool, default=True
         Whether the clusters of that mixture, and of the one that training follows, have weight
         1/K. On codes free weights let one cluster grow at the cost of another: the likeliest

@@ -16,7 +16,7 @@ from deepmix.distributions import (
     log_evidence,
     niw_log_marginal,
 )
-from deepmix.proposals import (
+from deepmix.mixture.deep_dpm.proposals import (
     MIN_HALF,
     Cuts,
     Splitter,
@@ -27,8 +27,8 @@ from deepmix.proposals import (
     principal_directions,
     two_means_1d,
 )
-from deepmix.scaled_rows import ScaledRows
-from deepmix.split_merge import Partition
+from deepmix.mixture.deep_dpm.scaled_rows import ScaledRows
+from deepmix.mixture.deep_dpm.split_merge import Partition
 
 RTOL = 1e-10
 

@@ -6,9 +6,9 @@ import torch
 from scipy.stats import kurtosis
 
 from deepmix._torch import Rows
-from deepmix.projection_pursuit import great_circle, least_kurtosis, whitening
-from deepmix.proposals import principal_directions
-from deepmix.scaled_rows import ScaledRows
+from deepmix.mixture.deep_dpm.projection_pursuit import great_circle, least_kurtosis, whitening
+from deepmix.mixture.deep_dpm.proposals import principal_directions
+from deepmix.mixture.deep_dpm.scaled_rows import ScaledRows
 
 
 def search(X, labels=None, n_directions=2, weight=None):

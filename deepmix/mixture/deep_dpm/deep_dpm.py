@@ -23,15 +23,11 @@ from deepmix.distributions import NormalInverseWishart
 from deepmix.fitting import Trained
 from deepmix.initialization import initial_centers, sample_rows
 from deepmix.linalg import cholesky
-from deepmix.mixture.dirichlet_process_mixture import (
-    PRODUCTS,
-    AmortizedObjective,
-    DPMNetwork,
-    Start,
-    SubclusteringNets,
-    fit_by_em,
-    fit_by_nets,
-)
+from deepmix.mixture.deep_dpm.network import PRODUCTS, DPMNetwork, SubclusteringNets
+from deepmix.mixture.deep_dpm.proposals import LOOK_AHEAD, Splitter
+from deepmix.mixture.deep_dpm.scaled_rows import ScaledRows
+from deepmix.mixture.deep_dpm.split_merge import Partition
+from deepmix.mixture.deep_dpm.training import AmortizedObjective, Start, fit_by_em, fit_by_nets
 from deepmix.networks import check_layer_sizes, materialize
 from deepmix.parameters import (
     ArrayLike,
@@ -48,9 +44,6 @@ from deepmix.parameters import (
     Verbosity,
     parameters,
 )
-from deepmix.proposals import LOOK_AHEAD, Splitter
-from deepmix.scaled_rows import ScaledRows
-from deepmix.split_merge import Partition
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -15,16 +15,15 @@ from deepmix import AutoencoderDeepDPM, DeepDPM
 from deepmix._torch import Rows
 from deepmix.callbacks import EpochState
 from deepmix.distributions import hard_statistics
-from deepmix.mixture.autoencoder_deep_dpm import (
+from deepmix.mixture.deep_dpm.autoencoder_deep_dpm import (
     LEAST_ERROR,
-    AutoencoderDPMNetwork,
     FeatureObjective,
-    center_distance,
     log_posterior_of_one,
-    within_share,
 )
+from deepmix.mixture.deep_dpm.losses import center_distance, within_share
+from deepmix.mixture.deep_dpm.network import AutoencoderDPMNetwork
+from deepmix.mixture.deep_dpm.scaled_rows import ScaledRows
 from deepmix.networks import MLP
-from deepmix.scaled_rows import ScaledRows
 
 RTOL = 1e-10
 

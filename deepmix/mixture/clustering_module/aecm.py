@@ -15,9 +15,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from deepmix._torch import full_precision, sum_batchwise
-from deepmix.autoencoder import AutoencoderMixture, AutoencoderNetwork
-from deepmix.center_mixture import CenterMixture
-from deepmix.distributions import DirichletPrior, log_mean_resp
+from deepmix.autoencoder import AutoencoderMixture
 from deepmix.fitting import Trained
 from deepmix.initialization import (
     best_mixture,
@@ -26,19 +24,23 @@ from deepmix.initialization import (
 )
 from deepmix.linalg import inverse_cholesky
 from deepmix.losses import squared_error
-from deepmix.mixture.clustering_module import (
+from deepmix.mixture.clustering_module.center_mixture import CenterMixture
+from deepmix.mixture.clustering_module.clustering_module import (
     ClusteringObjective,
-    ambiguity,
-    inertia,
     paper_settings,
-    reconstruction,
     restart_criterion,
 )
-from deepmix.networks import (
-    ClusteringNetwork,
-    Whitener,
-    trainable,
+from deepmix.mixture.clustering_module.losses import (
+    DirichletPrior,
+    ambiguity,
+    gini,
+    inertia,
+    log_mean_resp,
+    orthonormality,
+    reconstruction,
 )
+from deepmix.mixture.clustering_module.network import AECMNetwork
+from deepmix.networks import trainable
 from deepmix.parameters import (
     ArrayLike,
     Auto,
@@ -91,88 +93,6 @@ START_TEMPERATURE = 0.5
 KMEANS_RESTARTS = 20  # as the authors'
 # To start centres from, at most: rows, and numbers in an E-step of the mixture (64 MiB).
 CODES, MIXTURE_BUDGET = 20_000, 2**23
-
-# --- Losses ----------------------------------------------------------------------------
-
-
-def gini(resp, weight):
-    r"""Sparsity of Eq. 10: E2 with centres of norm one.
-
-    .. math:: \sum_i w_i \sum_k \gamma_{ik} (1 - \gamma_{ik})
-
-    Parameters
-    ----------
-    resp : Tensor of shape (B, K)
-    weight : Tensor of shape (B,)
-
-    Returns
-    -------
-    Tensor of shape ()
-        Between 0 for hard assignments and ``(1 - 1/K) * sum(weight)`` for uniform ones.
-    """
-    return weight @ (resp * (1 - resp)).sum(dim=1)
-
-
-def orthonormality(centers):
-    r"""Distance of the centres from an orthonormal set, Eq. 8 and 10.
-
-    .. math:: \lVert U U^\top - I_K \rVert_1 \quad \text{(entrywise), rows of } U
-        \text{ the centres}
-
-    Parameters
-    ----------
-    centers : Tensor of shape (K, p)
-
-    Returns
-    -------
-    Tensor of shape ()
-    """
-    identity = torch.eye(len(centers), dtype=centers.dtype, device=centers.device)
-    return (centers @ centers.T - identity).abs().sum()
-
-
-# --- Network ---------------------------------------------------------------------------
-
-
-class AECMNetwork(AutoencoderNetwork):
-    """A clustering module on the codes of an autoencoder (Fig. 2).
-
-    Attributes
-    ----------
-    scaler : Standardizer
-    autoencoder : Autoencoder
-    whitener : Whitener
-        Maps the codes so that pretrained clusters are round, and their centres of norm about one.
-    clustering : ClusteringNetwork
-    """
-
-    def __init__(self, n_features, n_clusters, latent_dim, hidden_layer_sizes, **coders):
-        super().__init__(n_features, latent_dim, hidden_layer_sizes, **coders)
-        self.whitener = Whitener(latent_dim)
-        self.clustering = ClusteringNetwork(latent_dim, n_clusters)
-
-    @property
-    def width(self):
-        return max(super().width, self.clustering.n_clusters)
-
-    def encode(self, x):
-        """Whitened codes: (B, n_features) -> (B, latent_dim)."""
-        return self.whitener(super().encode(x))
-
-    def decode(self, z):
-        """Rows in the units of the data: (B, latent_dim) -> (B, n_features)."""
-        return super().decode(self.whitener.inverse(z))
-
-    def resp(self, x):
-        """Responsibilities: (B, n_features) -> (B, n_clusters)."""
-        return self.log_resp(self.encode(x)).exp()
-
-    def log_resp(self, z):
-        return self.clustering.log_resp(z)[:, 0]
-
-    def cluster_centers(self):
-        """Decoded centres: (n_clusters, n_features)."""
-        return self.decode(self.clustering.centers()[0])
 
 
 # --- Training --------------------------------------------------------------------------

@@ -15,10 +15,13 @@ from sklearn.mixture import GaussianMixture
 
 from deepmix import ClusteringModule
 from deepmix._torch import Rows
-from deepmix.distributions import DirichletPrior
-from deepmix.mixture.clustering_module import (
+from deepmix.mixture.clustering_module.clustering_module import (
     PAPER_SETTINGS,
     ClusteringObjective,
+    restart_criterion,
+)
+from deepmix.mixture.clustering_module.losses import (
+    DirichletPrior,
     ambiguity,
     balance,
     cluster_shares,
@@ -26,10 +29,9 @@ from deepmix.mixture.clustering_module import (
     inertia_and_gradients,
     merging,
     reconstruction,
-    restart_criterion,
     sparsity,
 )
-from deepmix.networks import ClusteringNetwork
+from deepmix.mixture.clustering_module.network import ClusteringNetwork
 from deepmix.training import minimize
 
 RTOL = 1e-10

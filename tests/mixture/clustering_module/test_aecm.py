@@ -15,10 +15,19 @@ from torch import nn
 
 from deepmix import AECM, pretrain_autoencoder
 from deepmix._torch import Rows
-from deepmix.distributions import DirichletPrior
 from deepmix.fitting import Fit, RandomStreams
-from deepmix.mixture.aecm import PAPER_SETTINGS, AECMNetwork, JointObjective, gini, orthonormality
-from deepmix.mixture.clustering_module import balance, inertia, merging, reconstruction, sparsity
+from deepmix.mixture.clustering_module.aecm import PAPER_SETTINGS, JointObjective
+from deepmix.mixture.clustering_module.losses import (
+    DirichletPrior,
+    balance,
+    gini,
+    inertia,
+    merging,
+    orthonormality,
+    reconstruction,
+    sparsity,
+)
+from deepmix.mixture.clustering_module.network import AECMNetwork
 from deepmix.networks import MLP
 
 RTOL = 1e-10

@@ -22,15 +22,10 @@ from deepmix._torch import Rows
 from deepmix.callbacks import EpochState
 from deepmix.fitting import Fit, RandomStreams
 from deepmix.gaussian_mixture import GaussianMixtureHead
-from deepmix.mixture.deep_dpm import matrices_bytes
-from deepmix.mixture.dirichlet_process_mixture import (
-    DPMNetwork,
-    Search,
-    SubclusteringNets,
-    clustering_loss,
-    in_pieces,
-    subclustering_loss,
-)
+from deepmix.mixture.deep_dpm.deep_dpm import matrices_bytes
+from deepmix.mixture.deep_dpm.losses import clustering_loss, subclustering_loss
+from deepmix.mixture.deep_dpm.network import DPMNetwork, SubclusteringNets, in_pieces
+from deepmix.mixture.deep_dpm.training import Search
 from deepmix.networks import FeatureScaler, materialize
 
 RTOL = 1e-10
@@ -115,7 +110,7 @@ def test_pieces_of_a_batch_give_what_the_batch_gives(five, monkeypatch):
     whole = head.log_joint(x)
     models = [DeepDPM(3, amortized=a, max_iter=20, tol=0, random_state=0) for a in (True, False)]
     fits = [clone(model).fit(five[0]) for model in models]
-    monkeypatch.setattr("deepmix.mixture.dirichlet_process_mixture.PRODUCTS", 1)
+    monkeypatch.setattr("deepmix.mixture.deep_dpm.network.PRODUCTS", 1)
     torch.testing.assert_close(in_pieces(head.log_joint, head.means, x), whole)
     for model, fit in zip(models, fits):
         np.testing.assert_allclose(model.fit(five[0]).means_, fit.means_, rtol=1e-4, atol=1e-6)
@@ -271,7 +266,9 @@ def test_a_rare_indicator_makes_no_clusters(amortized, five, monkeypatch):
     assert model.n_clusters_ == 5
     # A density has no bound where a cluster has one value of it.
     zeros = torch.zeros(4, dtype=torch.float64)
-    monkeypatch.setattr("deepmix.scaled_rows.rounding_variance", lambda data: zeros)
+    monkeypatch.setattr(
+        "deepmix.mixture.deep_dpm.scaled_rows.rounding_variance", lambda data: zeros
+    )
     assert model.fit(rare).n_clusters_ > 5
 
 
@@ -487,7 +484,7 @@ def test_a_continued_fit_is_one_whatever_the_restarts(five, monkeypatch):
 @BOTH
 def test_after_the_last_round_the_best_partition_is_taken(amortized, five, monkeypatch):
     X, _ = five
-    monkeypatch.setattr("deepmix.mixture.dirichlet_process_mixture.MAX_ROUNDS", 1)
+    monkeypatch.setattr("deepmix.mixture.deep_dpm.training.MAX_ROUNDS", 1)
     for tol in (1e-3, 0):
         model = DeepDPM(12, amortized=amortized, tol=tol, max_iter=100, random_state=0)
         with warnings.catch_warnings():

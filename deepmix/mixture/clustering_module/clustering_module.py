@@ -14,15 +14,22 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
-from torch import nn
 
 from deepmix._torch import sum_batchwise
 from deepmix.base import OnlineMixin
-from deepmix.center_mixture import CenterMixture
-from deepmix.distributions import DirichletPrior, log_mean_resp
 from deepmix.fitting import Trained
 from deepmix.initialization import check_centers, initial_centers, sample_rows
-from deepmix.networks import ClusteringNetwork, Standardizer
+from deepmix.mixture.clustering_module.center_mixture import CenterMixture
+from deepmix.mixture.clustering_module.losses import (
+    DirichletPrior,
+    ambiguity,
+    inertia,
+    inertia_and_gradients,
+)
+from deepmix.mixture.clustering_module.network import (
+    StandardizedClusteringNetwork,
+    standardized_variance,
+)
 from deepmix.parameters import (
     ArrayLike,
     Auto,
@@ -69,205 +76,6 @@ def paper_settings(table, dataset):
             f"The paper lists no settings for {dataset!r}. Choose one of {sorted(table)}."
         )
     return table[dataset]._asdict()
-
-
-# --- Losses ----------------------------------------------------------------------------
-
-
-def reconstruction(x, resp, centers, weight):
-    r"""E1 of Eq. 3: distance of each row to the mean of the centres under its responsibilities.
-
-    .. math:: E_1 = \sum_i w_i \lVert x_i - \bar x_i \rVert^2, \qquad
-        \bar x_i = \sum_k \gamma_{ik} \mu_k
-
-    Parameters
-    ----------
-    x : Tensor of shape (B, d)
-    resp : Tensor of shape (B, K)
-    centers : Tensor of shape (K, d)
-    weight : Tensor of shape (B,)
-
-    Returns
-    -------
-    Tensor of shape ()
-    """
-    return weight @ (x - resp @ centers).square().sum(dim=1)
-
-
-def sparsity(resp, centers, weight):
-    r"""E2 of Eq. 3: the Gini impurity of the responsibilities, weighted by the centres' norms.
-
-    .. math:: E_2 = \sum_i w_i \sum_k \gamma_{ik} (1 - \gamma_{ik}) \lVert \mu_k \rVert^2
-
-    Parameters and result as in `reconstruction`.
-    """
-    return weight @ (resp * (1 - resp)) @ centers.square().sum(dim=1)
-
-
-def merging(resp, centers, weight):
-    r"""E3 of Eq. 3, over pairs of *different* clusters.
-
-    .. math:: E_3 = -\sum_i w_i \sum_{k \neq l} \gamma_{ik} \gamma_{il} \mu_k^\top \mu_l
-
-    The paper's sum runs over all pairs; with its diagonal the loss is unbounded below.
-    Parameters and result as in `reconstruction`.
-    """
-    pairs = (resp * weight[:, None]).T @ resp
-    pairs = pairs - torch.diag(pairs.diagonal())
-    return -(pairs * (centers @ centers.T)).sum()
-
-
-def balance(log_resp, weight, strength):
-    r"""E4 of Eq. 3: minus the log of a Dirichlet density at the mean responsibilities.
-
-    .. math:: E_4 = \sum_k (1 - \alpha_k) \log \tilde\gamma_k, \qquad
-        \tilde\gamma_k = \sum_i w_i \gamma_{ik} \big/ \sum_i w_i
-
-    Computed from log-responsibilities: a cluster that has lost every row keeps its gradient.
-
-    Parameters
-    ----------
-    log_resp : Tensor of shape (B, ..., K)
-    weight : Tensor of shape (B,)
-    strength : Tensor of shape (..., K)
-        ``alpha - 1``, paired with the clusters (see `DirichletPrior`).
-
-    Returns
-    -------
-    Tensor of shape (...)
-    """
-    return -(strength * log_mean_resp(log_resp, weight)).sum(dim=-1)
-
-
-def cluster_shares(log_resp, weight):
-    r"""Mean responsibilities of a batch, and each row's share of its cluster.
-
-    .. math:: \tilde\gamma_k = \sum_i w_i \gamma_{ik}, \qquad
-        r_{ik} = w_i \gamma_{ik} / \tilde\gamma_k
-
-    Parameters
-    ----------
-    log_resp : Tensor of shape (B, R, K)
-    weight : Tensor of shape (B,)
-        Sums to one.
-
-    Returns
-    -------
-    log_mean : Tensor of shape (R, K)
-    share : Tensor of shape (B, R, K)
-        Finite also for a cluster whose responsibilities underflow.
-    """
-    log_weighted = log_resp + weight.log()[:, None, None]
-    log_mean = torch.logsumexp(log_weighted, dim=0)
-    return log_mean, log_weighted.sub_(log_mean).exp_()
-
-
-def inertia(x, resp, centers, weight):
-    r"""E1 + E2 + E3 in one sum: the inertia of soft k-means.
-
-    .. math:: E_1 + E_2 + E_3 = \sum_i w_i \sum_k \gamma_{ik} \lVert x_i - \mu_k \rVert^2
-
-    Parameters and result as in `reconstruction`.
-    """
-    energy = centers.square().sum(dim=1) - 2 * x @ centers.T
-    return weight @ ((resp * energy).sum(dim=1) + x.square().sum(dim=1))
-
-
-def ambiguity(x, resp, centers, weight):
-    r"""The paper's label-free criterion, Sec. 5.2.4: :math:`L_{sp} = E_2 + E_3`.
-
-    Parameters and result as in `reconstruction`; ``x`` plays no part.
-    """
-    return sparsity(resp, centers, weight) + merging(resp, centers, weight)
-
-
-def inertia_and_gradients(x, log_resp, centers, weight, prior):
-    r"""The loss of Eq. 7 for restarts side by side, with its gradient in closed form.
-
-    With :math:`G_{ik} = \lVert \mu_k \rVert^2 - 2 x_i^\top \mu_k` and the share
-    :math:`r_{ik} = w_i \gamma_{ik} / \sum_j w_j \gamma_{jk}` of a row in its cluster,
-
-    .. math::
-        \partial L / \partial s_{ik} &= w_i \gamma_{ik} \Big( G_{ik} -
-            \sum_l \gamma_{il} G_{il} \Big) - (\alpha_k - 1) r_{ik}
-            + \gamma_{ik} \sum_l (\alpha_l - 1) r_{il} \\
-        \partial L / \partial \mu_k &= 2 \Big( \sum_i w_i \gamma_{ik} \, \mu_k
-            - \sum_i w_i \gamma_{ik} x_i \Big)
-
-    for logits s. Five times faster than automatic differentiation, which a test compares.
-
-    Parameters
-    ----------
-    x : Tensor of shape (B, d)
-    log_resp : Tensor of shape (B, R, K)
-    centers : Tensor of shape (R, K, d)
-    weight : Tensor of shape (B,)
-    prior : DirichletPrior
-
-    Returns
-    -------
-    terms : dict of str to Tensor of shape (R,)
-    logit_gradient : Tensor of shape (B, R, K)
-    center_gradient : Tensor of shape (R, K, d)
-    """
-    flat = centers.flatten(0, 1)  # all products run over restarts and clusters at once
-    resp = log_resp.exp()
-    energy = torch.addmm(flat.square().sum(dim=1), x, flat.T, alpha=-2).view_as(resp)
-    expected = (resp * energy).sum(dim=2, keepdim=True)
-    weighted = resp * weight[:, None, None]
-    total_weight = weight.sum()
-    log_mean, share = cluster_shares(log_resp, weight / total_weight)
-    penalty = -prior.strength_of(log_mean, total_weight)  # 1 - alpha
-    share = share * penalty
-    logit_gradient = torch.addcmul(share, weighted, energy - expected)
-    logit_gradient.addcmul_(resp, share.sum(dim=2, keepdim=True), value=-1)
-    weighted = weighted.flatten(1)
-    center_gradient = torch.addmm(
-        weighted.sum(dim=0)[:, None] * flat, weighted.T, x, beta=2, alpha=-2
-    )
-    terms = {
-        "inertia": weight @ (expected.squeeze(2) + x.square().sum(dim=1, keepdim=True)),
-        "balance": (penalty * log_mean).sum(dim=1),
-    }
-    return terms, logit_gradient, center_gradient.view_as(centers)
-
-
-# --- Network ---------------------------------------------------------------------------
-
-
-class StandardizedClusteringNetwork(nn.Module):
-    """A `ClusteringNetwork` on centred and scaled data: what `ClusteringModule` fits."""
-
-    def __init__(self, n_features, n_clusters, n_restarts=1):
-        super().__init__()
-        self.scaler = Standardizer(n_features)
-        self.clustering = ClusteringNetwork(n_features, n_clusters, n_restarts)
-
-    @property
-    def width(self):
-        """Numbers that a row becomes at most."""
-        return max(self.clustering.encoder_weight.shape)
-
-    def forward(self, x):
-        """Responsibilities: (B, n_features) -> (B, n_clusters)."""
-        return self.resp(x)
-
-    def resp(self, x):
-        return self.clustering.log_resp(self.scaler(x))[:, 0].exp()
-
-    def cluster_centers(self):
-        """Centres in the units of the data: (n_clusters, n_features)."""
-        return self.scaler.inverse(self.clustering.centers()[0])
-
-    def select(self, restart):
-        chosen = StandardizedClusteringNetwork(len(self.scaler.mean), self.clustering.n_clusters)
-        chosen.scaler, chosen.clustering = self.scaler, self.clustering.select(restart)
-        return chosen
-
-
-def standardized_variance(network, rows):
-    """Total variance of the rows after the network's scaling."""
-    return float(rows.moments()[1].sum()) / float(network.scaler.scale) ** 2
 
 
 # --- Training --------------------------------------------------------------------------

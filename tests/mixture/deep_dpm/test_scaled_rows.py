@@ -9,7 +9,7 @@ from sklearn.datasets import load_iris
 
 from deepmix._torch import Rows
 from deepmix.distributions import hard_statistics
-from deepmix.scaled_rows import ScaledRows, rounding_variance, unrounded
+from deepmix.mixture.deep_dpm.scaled_rows import ScaledRows, rounding_variance, unrounded
 
 
 def data(X, weight=None, function=lambda batch: batch):
@@ -21,8 +21,8 @@ def data(X, weight=None, function=lambda batch: batch):
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_chunks_hold_all_niw_positive_weight_once(monkeypatch, kept):
-    monkeypatch.setattr("deepmix.scaled_rows.CHUNK", 1)
-    monkeypatch.setattr("deepmix.scaled_rows.KEPT", 2**25 if kept else 0)
+    monkeypatch.setattr("deepmix.mixture.deep_dpm.scaled_rows.CHUNK", 1)
+    monkeypatch.setattr("deepmix.mixture.deep_dpm.scaled_rows.KEPT", 2**25 if kept else 0)
     X = np.random.default_rng(0).normal(size=(1000, 3))
     weight = np.arange(1000) % 3.0
     rows = data(X, weight, lambda batch: 2 * batch)
@@ -74,14 +74,14 @@ def test_the_step_follows_the_units_and_neither_order_nor_copies(monkeypatch):
     assert np.count_nonzero(expected) == 3
     np.testing.assert_allclose(data(X * 3 + 1).rounding, 9 * expected, rtol=1e-6)
     np.testing.assert_allclose(data(np.repeat(X, 3, axis=0)).rounding, expected, rtol=1e-12)
-    monkeypatch.setattr("deepmix.scaled_rows.CHUNK", 1)
+    monkeypatch.setattr("deepmix.mixture.deep_dpm.scaled_rows.CHUNK", 1)
     shuffled = data(np.random.default_rng(0).permutation(X))
     assert len(shuffled.slices) == 2
     np.testing.assert_allclose(rounding_variance(shuffled), expected, rtol=1e-6)
 
 
 def test_a_grid_is_seen_where_each_chunk_holds_one_of_its_values(monkeypatch):
-    monkeypatch.setattr("deepmix.scaled_rows.CHUNK", 1)
+    monkeypatch.setattr("deepmix.mixture.deep_dpm.scaled_rows.CHUNK", 1)
     rows = data(np.repeat([0.0, 1.0], 256)[:, None])
     assert len(rows.slices) == 2
     assert rows.rounding.tolist() == [pytest.approx(1 / 12)]
