@@ -4,7 +4,7 @@ Boubekki, Kampffmeyer, Brefeld and Jenssen, "Joint optimization of an autoencode
 clustering and embedding", Machine Learning 110 (2021). A softmax encoder gives the
 responsibilities, an affine decoder holds the centres; the loss (Eq. 7) is minus the expected
 complete log-likelihood of the mixture (Eq. 2), minimised by mini-batches. Implemented: Secs. 3
-and 4.1, Appendix 2; the deep model of Sec. 4.2 is in `deepmix.mixture.aecm`.
+and 4.1, Appendix 2; the deep model of Sec. 4.2 is in `deepmix.mixture.clustering_module.aecm`.
 """
 
 from collections.abc import Callable

@@ -4,8 +4,7 @@ Ronen, Finder and Freifeld, "DeepDPM: Deep clustering with an unknown number of 
 2022. A clustering net is trained towards the responsibilities of a Gaussian mixture, whose
 parameters are MAP estimates under the net's responsibilities; a small net in each cluster finds
 two subclusters. Splits and merges, judged by Hastings ratios, change the number of clusters while
-training goes on. Implemented: clustering of given features, with and without the nets. The
-equations are in `deepmix.mixture.dirichlet_process_mixture`.
+training goes on. Implemented: clustering of given features, with and without the nets.
 """
 
 import warnings

@@ -1,6 +1,6 @@
 """A partition into Gaussian clusters, and the splits and merges that change their number.
 
-Proposals come from `deepmix.proposals` and from the subclustering nets; here they are accepted in
+Proposals come from `deepmix.mixture.deep_dpm.proposals` and from the subclustering nets; here they are accepted in
 turn until none is left.
 """
 

@@ -5,7 +5,7 @@ Clustering", Neurocomputing 505 (2022). Each output of a network scores the rele
 one cluster; standardised over the batch and put through the linear part of a sigmoid, a score acts
 as a density whose integral all clusters share, so that none can take all rows. Each step of
 training is a step of EM, for images on two views of each, and in two-fold training one for
-consistency besides. No k-means anywhere. The equations are in `deepmix.mixture.neural_mixture`.
+consistency besides. No k-means anywhere.
 """
 
 import copy
