@@ -517,6 +517,13 @@ def apply_batchwise(function, rows, index=None):
     return out
 
 
+def gather_batchwise(function, rows):
+    """Apply ``function`` to all rows, without gradients: a tensor on the device of the rows."""
+    with torch.no_grad():
+        parts = torch.arange(rows.n_samples).split(rows.inference_batch_size)
+        return torch.cat([function(rows.take(part)) for part in parts])
+
+
 def full_precision(device):
     """A context in which autocast is off: losses are computed in the dtype of the data."""
     if not torch.is_autocast_enabled(device.type):

@@ -304,9 +304,8 @@ class AutoencoderMixture(BaseDeepMixture, abstract=True):
     """Base class of estimators with an autoencoder; the network is an `AutoencoderNetwork`.
 
     The estimator has the parameters ``hidden_layer_sizes``, ``latent_dim``, ``encoder``,
-    ``decoder``, ``pretrain_max_iter``, ``scale`` and ``precision``, and says with
-    ``_latent_dim(n_features)`` how many dimensions codes have. ``_centers_attribute`` names its
-    fitted centres among the codes.
+    ``decoder``, ``pretrain_max_iter``, ``scale`` and ``precision``. ``_centers_attribute`` names
+    its fitted centres among the codes.
     """
 
     # Parameters that are read here.
@@ -369,6 +368,10 @@ class AutoencoderMixture(BaseDeepMixture, abstract=True):
         super()._check_parameters()
         check_layer_sizes(self.hidden_layer_sizes)
 
+    def _latent_dim(self, n_features):
+        """Dimension of the codes."""
+        return self.latent_dim
+
     def _n_clusters(self):
         """Clusters that a fit begins with."""
         return self.n_clusters
@@ -408,3 +411,10 @@ class AutoencoderMixture(BaseDeepMixture, abstract=True):
         objective = ReconstructionObjective(network.autoencoder, network.scaler)
         options = {"max_iter": self.pretrain_max_iter, "task": "pretrain", **options}
         return self._minimize(fit, network, objective, **options)
+
+
+def latent_centers(network, centers):
+    """Fitted attributes of centres among the codes, and of what they decode to."""
+    with torch.no_grad():
+        arrays = {"latent_centers_": centers, "cluster_centers_": network.decode(centers)}
+    return {name: value.detach().double().cpu().numpy() for name, value in arrays.items()}

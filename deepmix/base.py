@@ -616,9 +616,9 @@ class BaseDeepMixture(
         ended = self.converged_ or history.interrupted or history.stopped
         if not ended and self.tol > 0:
             yield (
-                f"{name} did not converge in max_iter={self.n_iter_} epochs (tol={self.tol}, "
-                f"n_iter_no_change={self.n_iter_no_change}). Increase max_iter, raise tol, or "
-                "set tol=0 to train for max_iter epochs and nothing else."
+                f"{name} did not converge in max_iter={self.n_iter_} epochs (tol={self.tol}). "
+                "Increase max_iter, raise tol, or set tol=0 to train for max_iter epochs and "
+                "nothing else."
             )
         n_found = len(np.unique(self.labels_))
         if n_found < self.n_clusters_:

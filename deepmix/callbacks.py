@@ -82,6 +82,23 @@ class EarlyStopping:
         return self.converged
 
 
+class StopWhen:
+    """Stop, as converged, when a condition holds at the end of an epoch.
+
+    Parameters
+    ----------
+    condition : callable
+        Takes nothing, gives a bool.
+    """
+
+    def __init__(self, condition):
+        self.condition, self.converged = condition, False
+
+    def __call__(self, state):
+        self.converged = self.condition()
+        return self.converged
+
+
 class Progress:
     """Print a line every ``every`` epochs: what ``verbose`` asks for."""
 

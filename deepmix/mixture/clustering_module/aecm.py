@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
+from deepmix import parameters as p
 from deepmix._torch import full_precision, sum_batchwise
 from deepmix.autoencoder import AutoencoderMixture
 from deepmix.fitting import Trained
@@ -41,23 +42,6 @@ from deepmix.mixture.clustering_module.losses import (
 )
 from deepmix.mixture.clustering_module.network import AECMNetwork
 from deepmix.networks import trainable
-from deepmix.parameters import (
-    ArrayLike,
-    Auto,
-    Coder,
-    Count,
-    CountOrZero,
-    Device,
-    Dtype,
-    Layers,
-    NonNegative,
-    Positive,
-    Precision,
-    RandomState,
-    Solver,
-    Verbosity,
-    parameters,
-)
 from deepmix.training import History, Objective, Phase
 
 if TYPE_CHECKING:
@@ -170,7 +154,7 @@ class JointObjective(Objective):
 # --- Estimator -------------------------------------------------------------------------
 
 
-@parameters
+@p.parameters
 class AECM(AutoencoderMixture, CenterMixture):
     """AE-CM: a clustering module and a deep autoencoder trained together.
 
@@ -317,39 +301,39 @@ class AECM(AutoencoderMixture, CenterMixture):
     (3, 4)
     """
 
-    n_clusters: Count = 8
+    n_clusters: p.Count = 8
     _: KW_ONLY
-    hidden_layer_sizes: Layers = (500, 500, 2000)
-    latent_dim: Count | None = None
+    hidden_layer_sizes: p.Layers = (500, 500, 2000)
+    latent_dim: p.Count | None = None
     init: Literal["pretrain-gmm", "pretrain", "pretrain-pinv", "orthonormal", "random"] = (
         "pretrain-gmm"
     )
-    n_init: Count = 1
+    n_init: p.Count = 1
     selection: Literal["loss", "sparsity"] = "loss"
-    concentration: Positive | Auto | ArrayLike = "auto"
-    reconstruction_weight: NonNegative = 10.0
-    orthogonality_weight: NonNegative = 1.0
-    logit_gain: Positive | None = None
-    encoder: Coder | None = None
-    decoder: Coder | None = None
-    pretrain_max_iter: CountOrZero = 20
-    clustering_max_iter: CountOrZero = 100
-    max_iter: CountOrZero = 100
-    batch_size: Count | Auto = "auto"
-    learning_rate_init: Positive = 1e-3
-    solver: Solver = "adam"
-    epsilon: Positive = 1e-8
-    max_grad_norm: Positive | None = None
+    concentration: p.Positive | p.Auto | p.ArrayLike = "auto"
+    reconstruction_weight: p.NonNegative = 10.0
+    orthogonality_weight: p.NonNegative = 1.0
+    logit_gain: p.Positive | None = None
+    encoder: p.Coder | None = None
+    decoder: p.Coder | None = None
+    pretrain_max_iter: p.CountOrZero = 20
+    clustering_max_iter: p.CountOrZero = 100
+    max_iter: p.CountOrZero = 100
+    batch_size: p.Count | p.Auto = "auto"
+    learning_rate_init: p.Positive = 1e-3
+    solver: p.Solver = "adam"
+    epsilon: p.Positive = 1e-8
+    max_grad_norm: p.Positive | None = None
     averaging: bool = True
     scale: bool = True
-    precision: Precision = "float32"
-    tol: NonNegative = 1e-3
-    n_iter_no_change: Count = 10
+    precision: p.Precision = "float32"
+    tol: p.NonNegative = 1e-3
+    n_iter_no_change: p.Count = 10
     warm_start: bool = False
-    device: Device = "auto"
-    dtype: Dtype = "float32"
-    random_state: RandomState = None
-    verbose: Verbosity = 0
+    device: p.Device = "auto"
+    dtype: p.Dtype = "float32"
+    random_state: p.RandomState = None
+    verbose: p.Verbosity = 0
 
     _network_class = AECMNetwork
     _transform_output = "encode"

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
+from deepmix import parameters as p
 from deepmix._torch import sum_batchwise
 from deepmix.base import OnlineMixin
 from deepmix.fitting import Trained
@@ -29,20 +30,6 @@ from deepmix.mixture.clustering_module.losses import (
 from deepmix.mixture.clustering_module.network import (
     StandardizedClusteringNetwork,
     standardized_variance,
-)
-from deepmix.parameters import (
-    ArrayLike,
-    Auto,
-    Count,
-    CountOrZero,
-    Device,
-    Dtype,
-    NonNegative,
-    Positive,
-    RandomState,
-    Solver,
-    Verbosity,
-    parameters,
 )
 from deepmix.training import Objective, Phase
 
@@ -139,7 +126,7 @@ def restart_criterion(criterion, embed, clustering, rows):
 # --- Estimator -------------------------------------------------------------------------
 
 
-@parameters
+@p.parameters
 class ClusteringModule(OnlineMixin, CenterMixture):
     """Clustering module: a spherical Gaussian mixture trained as a one-layer autoencoder.
 
@@ -252,28 +239,28 @@ class ClusteringModule(OnlineMixin, CenterMixture):
     (2, 3)
     """
 
-    n_clusters: Count = 8
+    n_clusters: p.Count = 8
     _: KW_ONLY
-    init: Literal["k-means++", "k-means", "random"] | Callable | ArrayLike = "k-means++"
+    init: Literal["k-means++", "k-means", "random"] | Callable | p.ArrayLike = "k-means++"
     encoder_init: Literal["posterior", "pinv"] = "posterior"
-    n_init: Count = 10
+    n_init: p.Count = 10
     selection: Literal["inertia", "sparsity"] = "inertia"
-    concentration: Positive | Auto | ArrayLike = "auto"
-    max_iter: CountOrZero = 200
-    batch_size: Count | Auto = "auto"
-    learning_rate_init: Positive = 1e-2
-    solver: Solver = "adam"
-    epsilon: Positive = 1e-8
-    max_grad_norm: Positive | None = None
+    concentration: p.Positive | p.Auto | p.ArrayLike = "auto"
+    max_iter: p.CountOrZero = 200
+    batch_size: p.Count | p.Auto = "auto"
+    learning_rate_init: p.Positive = 1e-2
+    solver: p.Solver = "adam"
+    epsilon: p.Positive = 1e-8
+    max_grad_norm: p.Positive | None = None
     averaging: bool = True
     scale: bool = True
-    tol: NonNegative = 1e-4
-    n_iter_no_change: Count = 5
+    tol: p.NonNegative = 1e-4
+    n_iter_no_change: p.Count = 5
     warm_start: bool = False
-    device: Device = "auto"
-    dtype: Dtype = "float32"
-    random_state: RandomState = None
-    verbose: Verbosity = 0
+    device: p.Device = "auto"
+    dtype: p.Dtype = "float32"
+    random_state: p.RandomState = None
+    verbose: p.Verbosity = 0
 
     _network_class = StandardizedClusteringNetwork
     _batched_restarts = True

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
+from deepmix import parameters as p
 from deepmix._torch import make_generator, own_modes, sum_batchwise, threads_for
 from deepmix.autoencoder import AutoencoderMixture, reconstruction_unit
 from deepmix.base import trains
@@ -41,27 +42,6 @@ from deepmix.mixture.dcan.mixture_search import (
 )
 from deepmix.mixture.dcan.network import DCANNetwork, hard_mixture
 from deepmix.networks import check_layer_sizes, materialize, trainable
-from deepmix.parameters import (
-    ArrayLike,
-    Auto,
-    Coder,
-    Count,
-    CountOrZero,
-    Device,
-    Dtype,
-    Interval,
-    Layers,
-    Matrix,
-    NonNegative,
-    Positive,
-    Precision,
-    RandomState,
-    Share,
-    Solver,
-    StrOptions,
-    Verbosity,
-    parameters,
-)
 from deepmix.training import History
 
 if TYPE_CHECKING:
@@ -106,7 +86,7 @@ PAPER_SETTINGS = {
 # --- Estimator -------------------------------------------------------------------------
 
 
-@parameters
+@p.parameters
 class DCAN(AutoencoderMixture):
     """DCAN: an encoder against a critic that asks whether codes come from their cluster.
 
@@ -286,46 +266,46 @@ class DCAN(AutoencoderMixture):
     (3, 4)
     """
 
-    n_clusters: Count = 10
+    n_clusters: p.Count = 10
     _: KW_ONLY
     divergence: Literal["js", "kl", "euclidean"] = "js"
-    covariance_type: Annotated[str, StrOptions({"auto", "tracked", *COVARIANCE_TYPES})] = "auto"
-    hidden_layer_sizes: Layers = (384, 128)
-    latent_dim: Count | None = None
-    clustering_weight: NonNegative | Auto = "auto"
-    warm_up: CountOrZero = 100
-    reconstruction_weight: NonNegative = 1.0
+    covariance_type: Annotated[str, p.StrOptions({"auto", "tracked", *COVARIANCE_TYPES})] = "auto"
+    hidden_layer_sizes: p.Layers = (384, 128)
+    latent_dim: p.Count | None = None
+    clustering_weight: p.NonNegative | p.Auto = "auto"
+    warm_up: p.CountOrZero = 100
+    reconstruction_weight: p.NonNegative = 1.0
     conditional: bool = True
     generator_loss: Literal["non_saturating", "saturating"] = "non_saturating"
     assignment: Literal["posterior", "literal"] = "posterior"
-    critic_hidden_layer_sizes: Layers = (64,)
+    critic_hidden_layer_sizes: p.Layers = (64,)
     activation: Literal["relu", "tanh"] = "relu"
     spectral_norm: bool = False
-    label_smoothing: Annotated[float, Interval(Real, 0, 0.5, closed="left")] = 0.0
-    update_every: CountOrZero = 10
-    pool_size: Annotated[int, Interval(Integral, 2, None, closed="left")] = 1000
-    memory: Share = 0.5
+    label_smoothing: Annotated[float, p.Interval(Real, 0, 0.5, closed="left")] = 0.0
+    update_every: p.CountOrZero = 10
+    pool_size: Annotated[int, p.Interval(Integral, 2, None, closed="left")] = 1000
+    memory: p.Share = 0.5
     init: Literal["k-means", "k-means++"] = "k-means"
-    n_init: Count = 1
-    readout_n_init: Count = 20
+    n_init: p.Count = 1
+    readout_n_init: p.Count = 20
     equal_weights: bool = True
-    encoder: Coder | None = None
-    decoder: Coder | None = None
-    pretrain_max_iter: CountOrZero | Auto = "auto"
-    max_iter: CountOrZero | Auto = "auto"
-    batch_size: Count | Auto = "auto"
-    learning_rate_init: Positive = 1e-3
-    solver: Solver = "adam"
-    momentum: Share = 0.5
+    encoder: p.Coder | None = None
+    decoder: p.Coder | None = None
+    pretrain_max_iter: p.CountOrZero | p.Auto = "auto"
+    max_iter: p.CountOrZero | p.Auto = "auto"
+    batch_size: p.Count | p.Auto = "auto"
+    learning_rate_init: p.Positive = 1e-3
+    solver: p.Solver = "adam"
+    momentum: p.Share = 0.5
     scale: bool = True
-    precision: Precision = "float32"
-    tol: NonNegative = 0.0
-    n_iter_no_change: Count = 10
+    precision: p.Precision = "float32"
+    tol: p.NonNegative = 0.0
+    n_iter_no_change: p.Count = 10
     warm_start: bool = False
-    device: Device = "auto"
-    dtype: Dtype = "float32"
-    random_state: RandomState = None
-    verbose: Verbosity = 0
+    device: p.Device = "auto"
+    dtype: p.Dtype = "float32"
+    random_state: p.RandomState = None
+    verbose: p.Verbosity = 0
 
     _network_class = DCANNetwork
     _transform_output = "encode"
@@ -380,7 +360,7 @@ class DCAN(AutoencoderMixture):
         return cls(n_clusters, **{**settings, **parameters})
 
     @trains
-    def read_out(self, X: Matrix, sample_weight: ArrayLike | None = None) -> "Self":
+    def read_out(self, X: p.Matrix, sample_weight: p.ArrayLike | None = None) -> "Self":
         """Fit the mixture of the codes anew, and nothing else.
 
         With ``covariance_type``, ``equal_weights`` and ``readout_n_init`` as they are now, on the
@@ -418,7 +398,7 @@ class DCAN(AutoencoderMixture):
         """Means of the mixture: ``means_``."""
         return self.means_
 
-    def score_samples(self, X: Matrix) -> np.ndarray:
+    def score_samples(self, X: p.Matrix) -> np.ndarray:
         """Log-density of the code of each row under the mixture.
 
         Codes have variance one, yet the number cannot compare two fits: another encoder lays out

@@ -15,6 +15,7 @@ import torch
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
+from deepmix import parameters as p
 from deepmix._torch import Rows, apply_batchwise, full_precision, own_modes
 from deepmix.autoencoder import AutoencoderMixture, reconstruction_unit
 from deepmix.distributions import log_evidence
@@ -38,22 +39,6 @@ from deepmix.mixture.deep_dpm.scaled_rows import ScaledRows
 from deepmix.mixture.deep_dpm.split_merge import PROPOSAL
 from deepmix.mixture.deep_dpm.training import DPMFit, Start
 from deepmix.networks import trainable
-from deepmix.parameters import (
-    Auto,
-    Coder,
-    Count,
-    CountOrZero,
-    Device,
-    Dtype,
-    Layers,
-    Matrix,
-    NonNegative,
-    Positive,
-    Precision,
-    RandomState,
-    Verbosity,
-    parameters,
-)
 from deepmix.training import History, Objective, Phase
 
 if TYPE_CHECKING:
@@ -111,7 +96,7 @@ class FeatureObjective(Objective):
 
 
 @finds_its_number
-@parameters
+@p.parameters
 class AutoencoderDeepDPM(AutoencoderMixture):
     """DeepDPM on the codes of an autoencoder, which is trained in turn with it.
 
@@ -243,27 +228,27 @@ class AutoencoderDeepDPM(AutoencoderMixture):
 
     clusterer: DeepDPM | None = None
     _: KW_ONLY
-    hidden_layer_sizes: Layers = (256, 128)
-    latent_dim: Count | None = None
-    encoder: Coder | None = None
-    decoder: Coder | None = None
-    pretrain_max_iter: CountOrZero = 30
-    n_alternations: CountOrZero = 3
-    max_iter: CountOrZero = 10
-    reconstruction_weight: NonNegative = 1.0
-    clustering_weight: NonNegative = 1.0
+    hidden_layer_sizes: p.Layers = (256, 128)
+    latent_dim: p.Count | None = None
+    encoder: p.Coder | None = None
+    decoder: p.Coder | None = None
+    pretrain_max_iter: p.CountOrZero = 30
+    n_alternations: p.CountOrZero = 3
+    max_iter: p.CountOrZero = 10
+    reconstruction_weight: p.NonNegative = 1.0
+    clustering_weight: p.NonNegative = 1.0
     relative_loss: bool = True
-    n_init: Count = 1
-    batch_size: Count | Auto = "auto"
-    learning_rate_init: Positive = 1e-3
-    weight_decay: NonNegative = 0.0
+    n_init: p.Count = 1
+    batch_size: p.Count | p.Auto = "auto"
+    learning_rate_init: p.Positive = 1e-3
+    weight_decay: p.NonNegative = 0.0
     scale: bool = True
-    precision: Precision = "float32"
+    precision: p.Precision = "float32"
     warm_start: bool = False
-    device: Device = "auto"
-    dtype: Dtype = "float32"
-    random_state: RandomState = None
-    verbose: Verbosity = 0
+    device: p.Device = "auto"
+    dtype: p.Dtype = "float32"
+    random_state: p.RandomState = None
+    verbose: p.Verbosity = 0
 
     _network_class = AutoencoderDPMNetwork
     _relative_weights = False
@@ -311,7 +296,7 @@ class AutoencoderDeepDPM(AutoencoderMixture):
         )
         return model.set_params(**parameters)
 
-    def score_samples(self, X: Matrix) -> np.ndarray:
+    def score_samples(self, X: p.Matrix) -> np.ndarray:
         """Log-density of each row's code under the mixture.
 
         A density of codes, not of data: it compares rows and mixtures of one encoder. Another

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
+from deepmix import parameters as p
 from deepmix._torch import load_state, own_modes, physical_memory
 from deepmix.base import BaseDeepMixture
 from deepmix.distributions import NormalInverseWishart
@@ -28,21 +29,6 @@ from deepmix.mixture.deep_dpm.scaled_rows import ScaledRows
 from deepmix.mixture.deep_dpm.split_merge import Partition
 from deepmix.mixture.deep_dpm.training import AmortizedObjective, Start, fit_by_em, fit_by_nets
 from deepmix.networks import check_layer_sizes, materialize
-from deepmix.parameters import (
-    ArrayLike,
-    Auto,
-    Count,
-    CountOrZero,
-    Device,
-    Dtype,
-    Layers,
-    Matrix,
-    NonNegative,
-    Positive,
-    RandomState,
-    Verbosity,
-    parameters,
-)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -140,7 +126,7 @@ def finds_its_number(cls):
 
 
 @finds_its_number
-@parameters
+@p.parameters
 class DeepDPM(BaseDeepMixture):
     """DeepDPM: a mixture of Gaussians that finds the number of its clusters.
 
@@ -269,32 +255,32 @@ class DeepDPM(BaseDeepMixture):
     5
     """
 
-    n_clusters_init: Count = 1
+    n_clusters_init: p.Count = 1
     _: KW_ONLY
-    max_clusters: Count | None = None
+    max_clusters: p.Count | None = None
     amortized: bool = True
     covariance_type: Literal["full", "diag", "spherical"] = "full"
-    concentration: Positive = 10.0
-    prior_scale: Positive | Literal["auto", "codes"] | ArrayLike = "auto"
-    prior_dof: Positive | None = None
-    prior_kappa: Positive = 0.05
+    concentration: p.Positive = 10.0
+    prior_scale: p.Positive | Literal["auto", "codes"] | p.ArrayLike = "auto"
+    prior_dof: p.Positive | None = None
+    prior_kappa: p.Positive = 0.05
     scaling: Literal["standard", "normalize"] | None = "standard"
     check_unions: bool = True
     stochastic: bool = False
-    hidden_layer_sizes: Layers = (50,)
-    split_merge_every: Count = 300
-    freeze: CountOrZero = 100
-    n_init: Count | Auto = "auto"
-    max_iter: CountOrZero = 2000
-    batch_size: Count | Auto = "auto"
-    learning_rate_init: Positive = 2e-3
-    subcluster_learning_rate: Positive = 5e-3
-    tol: NonNegative = 1e-3
+    hidden_layer_sizes: p.Layers = (50,)
+    split_merge_every: p.Count = 300
+    freeze: p.CountOrZero = 100
+    n_init: p.Count | p.Auto = "auto"
+    max_iter: p.CountOrZero = 2000
+    batch_size: p.Count | p.Auto = "auto"
+    learning_rate_init: p.Positive = 2e-3
+    subcluster_learning_rate: p.Positive = 5e-3
+    tol: p.NonNegative = 1e-3
     warm_start: bool = False
-    device: Device = "auto"
-    dtype: Dtype = "float32"
-    random_state: RandomState = None
-    verbose: Verbosity = 0
+    device: p.Device = "auto"
+    dtype: p.Dtype = "float32"
+    random_state: p.RandomState = None
+    verbose: p.Verbosity = 0
 
     _network_class = DPMNetwork
     _relative_weights = False
@@ -337,7 +323,7 @@ class DeepDPM(BaseDeepMixture):
         }
         return cls(**{**settings, **parameters})
 
-    def score_samples(self, X: Matrix) -> np.ndarray:
+    def score_samples(self, X: p.Matrix) -> np.ndarray:
         """Log-density of each row under the mixture.
 
         Parameters

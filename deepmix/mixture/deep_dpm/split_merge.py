@@ -1,7 +1,7 @@
 """A partition into Gaussian clusters, and the splits and merges that change their number.
 
-Proposals come from `deepmix.mixture.deep_dpm.proposals` and from the subclustering nets; here they are accepted in
-turn until none is left.
+Proposals come from `deepmix.mixture.deep_dpm.proposals` and from the subclustering nets; here they
+are accepted in turn until none is left.
 """
 
 import numpy as np

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.nn.functional import one_hot
 
+from deepmix import parameters as p
 from deepmix._torch import inference_batch_size, sum_batchwise
 from deepmix.augmentation import (
     IMAGE_AUGMENTATIONS,
@@ -41,24 +42,6 @@ from deepmix.mixture.neural_mixture_em.training import (
     n_pieces,
 )
 from deepmix.networks import check_layer_sizes
-from deepmix.parameters import (
-    ArrayLike,
-    Auto,
-    Coder,
-    Count,
-    CountOrZero,
-    Device,
-    Dtype,
-    Interval,
-    Layers,
-    Matrix,
-    NonNegative,
-    Positive,
-    Precision,
-    RandomState,
-    Verbosity,
-    parameters,
-)
 from deepmix.partitions import align, stability
 from deepmix.training import History
 
@@ -88,7 +71,7 @@ PAPER_IMAGES = {
 # --- Estimator -------------------------------------------------------------------------
 
 
-@parameters
+@p.parameters
 class NeuralMixtureEM(BaseDeepMixture):
     """Mixture whose densities are the outputs of a network, trained by EM in mini-batches.
 
@@ -243,34 +226,34 @@ class NeuralMixtureEM(BaseDeepMixture):
     (1797,)
     """
 
-    n_clusters: Count = 8
+    n_clusters: p.Count = 8
     _: KW_ONLY
-    hidden_layer_sizes: Layers = (32, 32)
+    hidden_layer_sizes: p.Layers = (32, 32)
     image_shape: tuple[int, ...] | list[int] | None = None
-    network: str | Coder | None = None
+    network: str | p.Coder | None = None
     sobel: bool = True
     augmentation: str | Callable | None = "auto"
     two_fold: bool = False
-    consistency_learning_rate: Positive | None = None
-    consistency_warm_up: CountOrZero = 0
-    weights: Literal["uniform", "learned"] | ArrayLike = "uniform"
-    gamma: Annotated[float, Interval(Real, LEAST_GAMMA, None, closed="left")] = 5.0
-    n_init: Count | Auto = "auto"
+    consistency_learning_rate: p.Positive | None = None
+    consistency_warm_up: p.CountOrZero = 0
+    weights: Literal["uniform", "learned"] | p.ArrayLike = "uniform"
+    gamma: Annotated[float, p.Interval(Real, LEAST_GAMMA, None, closed="left")] = 5.0
+    n_init: p.Count | p.Auto = "auto"
     selection: Literal["stability", "loss"] = "stability"
     ensemble: bool = False
-    max_iter: CountOrZero | Auto = "auto"
-    batch_size: Count | Auto = "auto"
-    learning_rate_init: Positive | Auto = "auto"
-    weight_decay: NonNegative = 1e-3
+    max_iter: p.CountOrZero | p.Auto = "auto"
+    batch_size: p.Count | p.Auto = "auto"
+    learning_rate_init: p.Positive | p.Auto = "auto"
+    weight_decay: p.NonNegative = 1e-3
     scale: bool = True
-    precision: Precision = "float32"
-    tol: NonNegative = 0.0
-    n_iter_no_change: Count = 10
+    precision: p.Precision = "float32"
+    tol: p.NonNegative = 0.0
+    n_iter_no_change: p.Count = 10
     warm_start: bool = False
-    device: Device = "auto"
-    dtype: Dtype = "float32"
-    random_state: RandomState = None
-    verbose: Verbosity = 0
+    device: p.Device = "auto"
+    dtype: p.Dtype = "float32"
+    random_state: p.RandomState = None
+    verbose: p.Verbosity = 0
 
     _network_class = NeuralMixtureNetwork
     _batched_restarts = True
@@ -319,7 +302,7 @@ class NeuralMixtureEM(BaseDeepMixture):
         n_clusters = n_clusters or (20 if dataset == "cifar100" else 10)
         return cls(n_clusters, **{**settings, **parameters})
 
-    def score_samples(self, X: Matrix) -> np.ndarray:
+    def score_samples(self, X: p.Matrix) -> np.ndarray:
         r"""Expected log-density of each row under its own posteriors: minus its loss (Eq. 6).
 
         .. math:: \sum_j p_{ij} \log \operatorname{sigmoid}(a^*_{ij} / \gamma)
