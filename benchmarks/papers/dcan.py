@@ -19,34 +19,33 @@ The method was chosen with the labels of MNIST (10,000 rows), digits and Pendigi
 import copy
 import sys
 import time
-from functools import lru_cache
 from pathlib import Path
 
 import joblib
 import numpy as np
-from common import Run, complete, parse_options, read_rows, selected, write_rows
+import sets
+from benchmark import Benchmark
+from claims import Claim
+from runs import Run
 from sklearn.base import BaseEstimator
 from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
-from tables import Claim, report
 
 from deepmix import DCAN
-from deepmix.datasets import load
 
 N_SEEDS = 5
 QUICK = ("digits",)
-# Of the set: its number of clusters.
-DATASETS = {
-    "mnist 14x14, 10000 rows": 10,
-    "digits": 10,
-    "pendigits": 10,
-    "umap_mnist, 10000 rows": 10,
-    "imagenet50_moco_test": 50,
-    "mnist 14x14": 10,
-    "reuters_r8": 8,
-    "news20": 20,
-    "grey cifar10": 10,
-}
+DATASETS = (
+    "mnist 14x14, 10000 rows",
+    "digits",
+    "pendigits",
+    "umap_mnist, 10000 rows",
+    "imagenet50_moco_test",
+    "mnist 14x14",
+    "reuters_r8",
+    "news20",
+    "grey cifar10",
+)
 # More features than this and EM of full covariances of the rows takes hours, or has more numbers
 # to estimate than there are.
 MAX_FEATURES = {"mnist 14x14": 196, "reuters_r8": 2000, "news20": 2000, "grey cifar10": 1024}
@@ -79,28 +78,9 @@ CLAIMS = (
     ),
 )
 
-# --- Data ------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1)
-def load_rows(dataset, data_home):
-    """Rows and labels of a set by the name that it has here."""
-    words = dataset.replace(",", "").split()
-    name = words[words[0] == "grey"]  # the first, or the second
-    scale = "standard" if name == "pendigits" else "paper"
-    X, y = load(name, data_home=data_home, scale=scale, return_X_y=True)
-    if "14x14" in words:
-        X = X.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).reshape(len(X), -1)
-    if name == "reuters_r8":  # as papers do with Reuters10k
-        X = X * np.sqrt(X.shape[1], dtype=X.dtype)
-    if "rows" in words:
-        chosen = np.random.RandomState(0).permutation(len(X))[: int(words[-2])]
-        X, y = X[chosen], y[chosen]
-    return X, y
-
 
 def load_set(dataset, data_home, seed):
-    return load_rows(dataset, data_home)
+    return sets.load_rows(dataset, data_home, "standard" if dataset == "pendigits" else "paper")
 
 
 # --- Methods ---------------------------------------------------------------------------
@@ -217,7 +197,7 @@ def tracked_labels(model, X):
 
 def methods_of(dataset):
     """Methods in the order in which they share a start: dict of name to estimator."""
-    n_clusters = DATASETS[dataset]
+    n_clusters = sets.about(dataset).n_clusters
     mixture = GaussianMixture(n_clusters, init_params="kmeans", reg_covar=1e-3)
     if dataset in MAX_FEATURES:
         n_features = MAX_FEATURES[dataset]
@@ -241,45 +221,49 @@ def methods_of(dataset):
 
 def plan(options):
     """All runs: those of a seed follow each other, so that they can share its autoencoder."""
-    datasets = [name for name in DATASETS if name in QUICK or not options.quick]
+    Kept.folder = options.cache
     n_seeds = options.seeds or (1 if options.quick else N_SEEDS)
-    runs = [
+    return [
         Run("2", dataset, method, seed, estimator, load=load_set)
-        for dataset in datasets
+        for dataset in (QUICK if options.quick else DATASETS)
         for seed in range(n_seeds)
         for method, estimator in methods_of(dataset).items()
         if seed == 0 or not isinstance(estimator, str)
     ]
-    return selected(runs, options)
 
 
-def write_gains(options):
-    """Differences to the start of the same seed, for the claims that are made of every seed."""
-    rows = [r for r in read_rows(options.out / "dcan_runs.csv") if r["status"] == "done"]
-    by_key = {(r["dataset"], r["seed"], r["method"]): r for r in rows}
-    gains = []
-    for (dataset, seed, method), row in by_key.items():
-        start = by_key.get((dataset, seed, "AE+KM" if method.endswith("tracked") else "AE+GMM"))
-        if start is not None and method.split()[0] in (*DIVERGENCES, "none"):
-            about = {name: row[name] for name in ("table", "dataset", "method", "seed")}
-            gain = float(row["acc"]) - float(start["acc"])
-            gains.append(about | {"gain": f"{gain:.4g}"})
-    if gains:
-        write_rows(options.out / "dcan_gains_runs.csv", gains)
+def with_gains(rows):
+    """Runs with the column gain: accuracy above that of the start of the same seed."""
+    done = {(r["dataset"], r["seed"], r["method"]): r for r in rows if r["status"] == "done"}
+    found = []
+    for row in rows:
+        start = "AE+KM" if row["method"].endswith("tracked") else "AE+GMM"
+        start = done.get((row["dataset"], row["seed"], start))
+        game = row["method"].split()[0] in (*DIVERGENCES, "none") and row["status"] == "done"
+        gain = f"{float(row['acc']) - float(start['acc']):.4g}" if game and start else ""
+        found.append(row | {"gain": gain})
+    return found
+
+
+def gains(rows, paper):
+    names = ("table", "dataset", "method", "seed", "gain")
+    return [{name: row[name] for name in names} for row in rows if row["gain"]]
 
 
 def add_options(add):
     add("--cache", type=Path, help="folder that keeps trained models for other calls")
 
 
-def main(arguments=None):
-    options = parse_options(__doc__, "results", arguments, add_options)
-    Kept.folder = options.cache
-    if not options.no_runs:
-        complete(plan(options), options.out / "dcan_runs.csv", options)
-    write_gains(options)
-    return report("dcan", options, CLAIMS, details="gains_runs")
-
+BENCHMARK = Benchmark(
+    "dcan",
+    __doc__,
+    "lim_2024",
+    plan,
+    CLAIMS,
+    add_options,
+    prepare=with_gains,
+    tables={"gains_runs": gains},
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(BENCHMARK.main())
