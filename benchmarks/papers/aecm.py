@@ -12,9 +12,8 @@ column ``epochs`` what was done.
 
 import sys
 from functools import partial
-from typing import NamedTuple
 
-from baselines import encode, full_mixture, k_means, spherical_mixture
+from baselines import encode, full_mixture, k_means, parameters, spherical_mixture
 from benchmark import Benchmark, runs_of
 from claims import Claim
 from sets import LARGE, SETS, UCI, WITH_SETTINGS
@@ -39,37 +38,12 @@ CLAIMS = (
 )
 
 
-class Budget(NamedTuple):
-    """Most epochs of each stage; None leaves the estimator's own.
-
-    Attributes
-    ----------
-    large : int or None
-        On the sets of `sets.LARGE`, for every row.
-    paper : int or None
-        On the others, for rows with the paper's settings.
-    defaults : int or None
-        On the others, for AE-CM with its defaults.
-    """
-
-    large: int | None
-    paper: int | None
-    defaults: int | None
-
-    def cap(self, estimator, dataset, with_defaults):
-        small = self.defaults if with_defaults else self.paper
-        most = self.large if dataset in LARGE else small
-        stages = ("pretrain_max_iter", "clustering_max_iter", "max_iter")
-        asked = {s: v for s, v in estimator.get_params().items() if s in stages}
-        return estimator.set_params(
-            **{s: v if most is None else min(v, most) for s, v in asked.items()}
-        )
-
-
+# Most epochs of each stage on the sets of `sets.LARGE`; on the others for rows with the paper's
+# settings, and for AE-CM with its defaults. None leaves the estimator's own.
 BUDGETS = {
-    "quick": Budget(2, 8, 15),
-    "cpu": Budget(10, 50, None),
-    "paper": Budget(None, None, None),
+    "quick": (2, 8, 15),
+    "cpu": (10, 50, None),
+    "paper": (None, None, None),
 }
 
 # --- Table 5 ---------------------------------------------------------------------------
@@ -79,24 +53,16 @@ BUDGETS = {
 OVERRIDES = {"pbmc4k_10x": {"batch_size": 40}}
 
 
+@parameters
 class AutoencoderKMeans(BaseEstimator):
     """AE+KM: k-means, the best of 20 runs, on the codes of an autoencoder."""
 
-    def __init__(
-        self,
-        n_clusters=10,
-        latent_dim=10,
-        pretrain_max_iter=100,
-        batch_size=256,
-        device="auto",
-        random_state=None,
-    ):
-        self.n_clusters = n_clusters
-        self.latent_dim = latent_dim
-        self.pretrain_max_iter = pretrain_max_iter
-        self.batch_size = batch_size
-        self.device = device
-        self.random_state = random_state
+    n_clusters: int = 10
+    latent_dim: int = 10
+    pretrain_max_iter: int = 100
+    batch_size: int = 256
+    device: str = "auto"
+    random_state: object = None
 
     def fit(self, X, y=None):
         autoencoder = pretrain_autoencoder(
@@ -177,7 +143,11 @@ def prepared(estimator, dataset, method, options):
         estimator.set_params(precision=options.precision)
     if dataset in UCI:  # seconds, whatever the budget
         return estimator
-    return BUDGETS[options.budget].cap(estimator, dataset, with_defaults=method == "AE-CM")
+    large, paper, defaults = BUDGETS[options.budget]
+    most = large if dataset in LARGE else defaults if method == "AE-CM" else paper
+    stages = ("pretrain_max_iter", "clustering_max_iter", "max_iter")
+    asked = {s: v for s, v in estimator.get_params().items() if s in stages and most is not None}
+    return estimator.set_params(**{s: min(v, most) for s, v in asked.items()})
 
 
 def add_options(add):

@@ -16,6 +16,7 @@ results that are here were taken beside other work.
 import sys
 
 import numpy as np
+from baselines import parameters
 from benchmark import Benchmark, runs_of
 from claims import Claim
 from sets import about, load_rows
@@ -41,12 +42,14 @@ CLAIMS = (
 # --- Methods ---------------------------------------------------------------------------
 
 
+@parameters
 class OnFeatures(BaseEstimator):
     """A clusterer on the codes of the pretrained autoencoder, or on principal components."""
 
-    def __init__(self, clusterer, features="codes", wide_prior=False, random_state=None):
-        self.clusterer, self.features = clusterer, features
-        self.wide_prior, self.random_state = wide_prior, random_state
+    clusterer: BaseEstimator
+    features: str = "codes"
+    wide_prior: bool = False
+    random_state: object = None
 
     def fit(self, X, y=None):
         seed = self.random_state

@@ -1,5 +1,8 @@
 """What the papers' methods are compared with on the rows as they are."""
 
+from dataclasses import dataclass
+from functools import partial
+
 import scipy.sparse as sp
 import torch
 from sklearn.cluster import KMeans
@@ -8,6 +11,9 @@ from sklearn.mixture import GaussianMixture
 # More features than this and a full covariance of each of ten clusters has more entries than
 # there are numbers in most of the data sets.
 MAX_FULL_COVARIANCE = 300
+
+# Makes the annotated fields of an estimator its parameters.
+parameters = partial(dataclass, eq=False, repr=False)
 
 
 def k_means(n_clusters, init="k-means++", n_init=1):

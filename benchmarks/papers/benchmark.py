@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from claims import show_verdicts, verdicts_of
+from claims import show_verdicts
 from records import read_rows, write_rows
 from runs import Run, complete, read_runs, states, with_details
 from tables import latest_groups, show, summarize
@@ -125,11 +125,11 @@ class Benchmark:
         for state, meaning in AGES.items():
             if age[state]:
                 print(f"\n{age[state]} rows are {meaning}")
-        groups, claims = dict(latest_groups(rows)), self.asked(runs, options)
-        verdicts = verdicts_of(claims, groups)
+        groups = dict(latest_groups(rows))
+        verdicts = [claim.verdict(groups) for claim in self.asked(runs, options)]
         if verdicts:
             write_rows(options.out / f"{self.name}_verdicts.csv", verdicts)
-        show_verdicts(claims, groups)
+        show_verdicts(verdicts)
         return int(options.check and any(row["verdict"] != "holds" for row in verdicts))
 
     def asked(self, runs, options):
@@ -151,17 +151,13 @@ def published(paper):
 
 def selected(runs, options):
     """The runs that the options ask for."""
-
-    def wanted(value, choice):
-        return choice is None or value in choice
-
-    return [
-        run
-        for run in runs
-        if wanted(run.dataset, options.datasets)
-        and wanted(run.method, options.methods)
-        and wanted(run.table, options.only_table)
-    ]
+    asked = {
+        "dataset": options.datasets,
+        "method": options.methods,
+        "table": options.only_table,
+    }
+    asked = {name: choice for name, choice in asked.items() if choice is not None}
+    return [run for run in runs if all(getattr(run, n) in asked[n] for n in asked)]
 
 
 def runs_of(table, dataset, methods, n_seeds, **about):

@@ -85,18 +85,9 @@ class Claim:
         return text + (f" but for {self.exceptions} seed" if self.exceptions else " for every seed")
 
 
-def verdicts_of(claims, groups):
-    """Rows of verdicts; a metric that all claims share names the column of its values."""
-    rows = [claim.verdict(groups) for claim in claims]
-    if len({row["metric"] for row in rows}) > 1:
-        return rows
-    named = [{row["metric"] if k == "value" else k: v for k, v in row.items()} for row in rows]
-    return [{k: v for k, v in row.items() if k != "metric"} for row in named]
-
-
-def show_verdicts(claims, groups):
+def show_verdicts(verdicts):
     print("\nClaims")
-    for row in (claim.verdict(groups) for claim in claims):
+    for row in verdicts:
         metric = row["metric"].upper() if row["metric"] in METRICS else row["metric"]
         print(
             f"    {row['verdict']:<9}Table {row['table']}, {row['dataset']}, {row['method']}: "

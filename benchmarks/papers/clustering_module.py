@@ -15,7 +15,7 @@ import sys
 from functools import partial
 
 import torch
-from baselines import full_mixture, k_means, spherical_mixture
+from baselines import full_mixture, k_means, parameters, spherical_mixture
 from benchmark import Benchmark, runs_of
 from claims import Claim
 from sets import SETS, UCI, WITH_SETTINGS
@@ -110,6 +110,7 @@ class AblatedObjective(Objective):
         return {name: TERMS[name](*given) for name in self.terms}
 
 
+@parameters
 class AblatedModule(BaseEstimator):
     """A clustering module trained by some of its loss terms, with SGD as in Sec. 5.2.3.
 
@@ -117,23 +118,13 @@ class AblatedModule(BaseEstimator):
     learning rate.
     """
 
-    def __init__(
-        self,
-        n_clusters=5,
-        terms="E1+E2+E3+E4",
-        concentration=5.0,
-        batch_size=20,
-        max_iter=50,
-        learning_rate_init=1e-2,
-        random_state=None,
-    ):
-        self.n_clusters = n_clusters
-        self.terms = terms
-        self.concentration = concentration
-        self.batch_size = batch_size
-        self.max_iter = max_iter
-        self.learning_rate_init = learning_rate_init
-        self.random_state = random_state
+    n_clusters: int = 5
+    terms: str = "E1+E2+E3+E4"
+    concentration: float = 5.0
+    batch_size: int = 20
+    max_iter: int = 50
+    learning_rate_init: float = 1e-2
+    random_state: object = None
 
     def fit(self, X, y=None):
         rows = Rows(X, torch.device("cpu"), torch.float32)

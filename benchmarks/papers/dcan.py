@@ -19,11 +19,13 @@ The method was chosen with the labels of MNIST (10,000 rows), digits and Pendigi
 import copy
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import joblib
 import numpy as np
 import sets
+from baselines import parameters
 from benchmark import Benchmark
 from claims import Claim
 from runs import Run
@@ -52,30 +54,23 @@ MAX_FEATURES = {"mnist 14x14": 196, "reuters_r8": 2000, "news20": 2000, "grey ci
 DIVERGENCES = ("js", "kl", "euclidean")
 
 # In percent. The read-out varies with the local maximum that EM finds: its claims are on means.
+claim = partial(Claim, "2")
+SMALL = ("digits", "pendigits", "imagenet50_moco_test", "umap_mnist, 10000 rows")
+MNIST = "mnist 14x14, 10000 rows"
 CLAIMS = (
-    Claim("2", "mnist 14x14, 10000 rows", "js tracked", metric="gain", low=4, exceptions=0),
-    Claim("2", "mnist 14x14, 10000 rows", "js tracked", metric="acc", low=65),
-    Claim("2", "mnist 14x14, 10000 rows", "js tracked", metric="nmi", low=62),
-    Claim(
-        "2",
-        "mnist 14x14, 10000 rows",
-        "js tracked",
-        metric="acc",
-        above=("euclidean tracked",),
-        slack=-3,
-    ),
-    Claim("2", "mnist 14x14, 10000 rows", "js", metric="acc", low=72),
-    Claim("2", "mnist 14x14", "js tracked", metric="acc", low=73),
-    Claim("2", "mnist 14x14", "js", metric="acc", low=85),
+    claim(MNIST, "js tracked", metric="gain", low=4, exceptions=0),
+    claim(MNIST, "js tracked", metric="acc", low=65),
+    claim(MNIST, "js tracked", metric="nmi", low=62),
+    claim(MNIST, "js tracked", metric="acc", above=("euclidean tracked",), slack=-3),
+    claim(MNIST, "js", metric="acc", low=72),
+    claim("mnist 14x14", "js tracked", metric="acc", low=73),
+    claim("mnist 14x14", "js", metric="acc", low=85),
     *(
-        Claim("2", dataset, f"{divergence} tracked", metric="gain", low=-2, exceptions=0)
-        for dataset in ("digits", "pendigits", "imagenet50_moco_test", "umap_mnist, 10000 rows")
+        claim(dataset, f"{divergence} tracked", metric="gain", low=-2, exceptions=0)
+        for dataset in SMALL
         for divergence in DIVERGENCES
     ),
-    *(
-        Claim("2", dataset, "js", metric="acc", above=("AE+GMM",))
-        for dataset in ("digits", "pendigits", "imagenet50_moco_test", "umap_mnist, 10000 rows")
-    ),
+    *(claim(dataset, "js", metric="acc", above=("AE+GMM",)) for dataset in SMALL),
 )
 
 
@@ -87,49 +82,46 @@ def load_set(dataset, data_home, seed):
 
 
 class Kept:
-    """The last result of a function of rows and parameters: runs of a seed follow each other.
+    """The last model that each function made: runs of a seed follow each other.
 
     Attributes
     ----------
     folder : Path or None
-        Where results are kept for other calls of the benchmark.
+        Where models are kept for other calls of the benchmark.
     """
 
-    folder = None
+    def __init__(self):
+        self.folder, self.last = None, {}
 
-    def __init__(self, function):
-        self.function, self.key = function, None
-
-    def __call__(self, X, start=None, **parameters):
-        """The result, and the seconds that it took."""
+    def __call__(self, make, X, parameters, *start):
+        """``make(X, parameters, *start)``, and the seconds that it took."""
         settings = DCAN(**parameters).get_params()  # its defaults too, as they are now
-        key = joblib.hash([self.function.__name__, X.shape, float(X[:100].sum()), settings])
-        if key != self.key:
-            self.result = self._load_or_make(key, X, start, parameters)
-            self.key = key
-        return self.result
+        key = joblib.hash([make.__name__, X.shape, float(X[:100].sum()), settings])
+        if self.last.get(make, ("",))[0] != key:
+            self.last[make] = key, self._load_or_make(key, make, X, parameters, *start)
+        return self.last[make][1]
 
-    def _load_or_make(self, key, X, start, parameters):
+    def _load_or_make(self, key, make, *arguments):
         path = None if self.folder is None else self.folder / f"{key}.joblib"
         if path is not None and path.is_file():
             return joblib.load(path)
         began = time.perf_counter()
-        model = self.function(X, start, **parameters)
-        result = model, time.perf_counter() - began
+        result = make(*arguments), time.perf_counter() - began
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             joblib.dump(result, path)
         return result
 
 
-@Kept
-def pretrained(X, start, **parameters):
+kept = Kept()
+
+
+def pretrained(X, parameters):
     """A DCAN that has not begun its game."""
     return DCAN(max_iter=0, covariance_type="tracked", **parameters).fit(X)
 
 
-@Kept
-def trained(X, start, **parameters):
+def trained(X, parameters, start):
     """A DCAN from the autoencoder of another."""
     coders = start.module_.autoencoder
     parts = {"encoder": coders.encoder, "decoder": coders.decoder, "pretrain_max_iter": 0}
@@ -137,6 +129,7 @@ def trained(X, start, **parameters):
     return model.set_params(encoder=None, decoder=None)
 
 
+@parameters
 class SharedStart(BaseEstimator):
     """A DCAN by one of its mixtures, from an autoencoder that several have in common.
 
@@ -151,30 +144,20 @@ class SharedStart(BaseEstimator):
         Whether labels are those of the mixture that training followed.
     """
 
-    def __init__(
-        self,
-        n_clusters=10,
-        divergence="js",
-        clustering_weight="auto",
-        max_iter="auto",
-        tracked=False,
-        device="auto",
-        random_state=None,
-    ):
-        self.n_clusters = n_clusters
-        self.divergence = divergence
-        self.clustering_weight = clustering_weight
-        self.max_iter = max_iter
-        self.tracked = tracked
-        self.device = device
-        self.random_state = random_state
+    n_clusters: int = 10
+    divergence: str = "js"
+    clustering_weight: float | str = "auto"
+    max_iter: int | str = "auto"
+    tracked: bool = False
+    device: str = "auto"
+    random_state: object = None
 
     def fit(self, X, y=None):
         shared = {name: getattr(self, name) for name in ("n_clusters", "device", "random_state")}
-        model, seconds = pretrained(X, **shared)
+        model, seconds = kept(pretrained, X, shared)
         if self.max_iter != 0:
             own = {n: getattr(self, n) for n in ("divergence", "clustering_weight", "max_iter")}
-            model, seconds = trained(X, start=model, **shared, **own)
+            model, seconds = kept(trained, X, shared | own, model)
         began = time.perf_counter()
         if self.tracked:
             self.labels_ = tracked_labels(model, X)
@@ -210,9 +193,9 @@ def methods_of(dataset):
         "AE+KM": SharedStart(n_clusters, max_iter=0, tracked=True),
         "AE+GMM": SharedStart(n_clusters, max_iter=0),
     }
-    for name, parameters in games.items():
-        found[f"{name} tracked"] = SharedStart(n_clusters, tracked=True, **parameters)
-        found[name] = SharedStart(n_clusters, **parameters)
+    for name, game in games.items():
+        found[f"{name} tracked"] = SharedStart(n_clusters, tracked=True, **game)
+        found[name] = SharedStart(n_clusters, **game)
     return found
 
 
@@ -221,7 +204,7 @@ def methods_of(dataset):
 
 def plan(options):
     """All runs: those of a seed follow each other, so that they can share its autoencoder."""
-    Kept.folder = options.cache
+    kept.folder = options.cache
     n_seeds = options.seeds or (1 if options.quick else N_SEEDS)
     return [
         Run("2", dataset, method, seed, estimator, load=load_set)

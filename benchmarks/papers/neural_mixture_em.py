@@ -22,11 +22,10 @@ import math
 import sys
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from baselines import full_mixture, k_means
+from baselines import full_mixture, k_means, parameters
 from benchmark import Benchmark
 from claims import Claim
 from runs import Run
@@ -133,14 +132,14 @@ class NotNormalized(MixtureEM):
     normalize = staticmethod(lambda scores, weight: scores)
 
 
+@parameters
 class MixtureWithoutNormalization(BaseEstimator):
     """The paper's settings for the plane, but for the normalisation of the scores (Fig. 5a)."""
 
-    def __init__(self, n_clusters=10, max_iter=10, batch_size=128, random_state=None):
-        self.n_clusters = n_clusters
-        self.max_iter = max_iter
-        self.batch_size = batch_size
-        self.random_state = random_state
+    n_clusters: int = 10
+    max_iter: int = 10
+    batch_size: int = 128
+    random_state: object = None
 
     def fit(self, X, y=None):
         generator = make_generator(check_random_state(self.random_state))
@@ -287,28 +286,13 @@ def unequal(n_clusters, n_features=2):
 # --- Table 3 ---------------------------------------------------------------------------
 
 
-class Budget(NamedTuple):
-    """What is spent on images; None leaves the paper's setting.
-
-    Attributes
-    ----------
-    datasets : tuple of str
-    side : int or None
-        Of MNIST's images.
-    parameters : dict
-        Of the estimator, over its defaults, or over the paper's settings.
-    """
-
-    datasets: tuple
-    side: int | None = None
-    parameters: dict = {}
-
-
+# What is spent on images: the sets, the side of MNIST's (None: as they are), and parameters of the
+# estimator, which is else the default one or, with the budget 'paper', that of the paper.
 SMALL_NET = {"network": "C32 M C64 M C128 F32", "max_iter": 10, "precision": "bfloat16"}
 BUDGETS = {
-    "quick": Budget(()),
-    "cpu": Budget(("mnist",), 14, SMALL_NET),
-    "paper": Budget(("mnist", "cifar10")),
+    "quick": ((), None, {}),
+    "cpu": (("mnist",), 14, SMALL_NET),
+    "paper": (("mnist", "cifar10"), None, {}),
 }
 
 
@@ -329,8 +313,8 @@ def curves(estimator, X):
 
 def table_3(dataset, options):
     """Name of the set at the size asked for, and dict of name to estimator."""
-    budget = BUDGETS[options.budget]
-    side = options.side or budget.side
+    _, side, given = BUDGETS[options.budget]
+    side = options.side or side
     asked = {
         "network": options.network,
         "max_iter": options.epochs,
@@ -340,7 +324,7 @@ def table_3(dataset, options):
     name, shape = dataset, (1, 28, 28) if dataset == "mnist" else (3, 32, 32)
     if dataset == "mnist" and side not in (None, 28):
         name, shape = f"mnist {side}x{side}", (1, side, side)
-    overrides = {**budget.parameters, **asked, "image_shape": shape}
+    overrides = {**given, **asked, "image_shape": shape}
     if options.budget == "paper":
         make = partial(NeuralMixtureEM.from_paper, dataset, **overrides)
     else:
@@ -366,7 +350,7 @@ def plan(options):
     entries += [("vectors", name, vectors(name), load_set) for name in names]
     if not options.quick:
         entries.append(("unequal", "umap_mnist_imb", unequal(10), load_set))
-    for dataset in BUDGETS[options.budget].datasets:
+    for dataset in BUDGETS[options.budget][0]:
         entries.append(("3", *table_3(dataset, options), load_set))
     details = {"1": integrals, "3": curves}
     return [

@@ -77,4 +77,4 @@ def measurements(options, device):
 
 
 if __name__ == "__main__":
-    sys.exit(main("deep_dpm", __doc__, measurements))
+    sys.exit(main("deep_dpm", __doc__, measurements, child=child))
