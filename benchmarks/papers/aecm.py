@@ -22,7 +22,6 @@ from sklearn.cluster import KMeans
 from tables import selection
 
 from deepmix import AECM, pretrain_autoencoder
-from deepmix.mixture.aecm import PAPER_SETTINGS
 
 N_SEEDS = 5
 N_SEEDS_UCI = 10
@@ -93,9 +92,9 @@ def table_5(dataset):
         "AE+KM": AutoencoderKMeans(n_clusters),
     }
     if settings is not None:
-        methods["AE+KM"].set_params(latent_dim=PAPER_SETTINGS[settings][3])
         paper = partial(AECM.from_paper, settings, n_clusters, **OVERRIDES.get(dataset, {}))
         methods["AE-CM^r"] = paper()
+        methods["AE+KM"].set_params(latent_dim=paper().latent_dim)
         methods["AE-CM^p"] = paper(init="pretrain-pinv")
     return {**methods, "AE-CM": AECM(n_clusters)}
 

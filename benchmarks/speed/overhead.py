@@ -28,7 +28,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from deepmix import AECM, ClusteringModule
-from deepmix._torch import resolve_device
 from deepmix.initialization import ReconstructionObjective, build_autoencoder
 from deepmix.mixture.aecm import AECMNetwork, JointObjective
 from deepmix.mixture.clustering_module import ClusteringObjective, DirichletPrior
@@ -192,9 +191,9 @@ def child(task, name, n_rows, device):
     else:
         model = ClusteringModule(10, n_init=1, **few)
     model.fit(X[:4096])  # once before: libraries and pools are loaded
-    with PeakMemory(resolve_device(device)) as peak:
+    with PeakMemory(torch.device(device)) as peak:
         result = model.fit(X).labels_ if task == "fit" else model.transform(X)
-    weights = sum(array.nbytes for array in model._state.values())
+    weights = sum(tensor.nbytes for tensor in model.module_.state_dict().values())
     excess = peak.excess - (8 * weights if task == "fit" else 0)
     return {"data": X.nbytes, "result": result.nbytes, "excess": max(excess, 0)}
 
