@@ -1,9 +1,10 @@
-"""Run the benchmarks of the papers: every file of benchmarks/papers with a table to reproduce.
+"""Run the benchmarks of the papers, or others: one after another, each in its process.
 
 Options are those of the benchmarks; options of some of them go to these alone.
 
     python benchmarks/run.py --quick --check
     python benchmarks/run.py --jobs 2 --data FOLDER
+    python benchmarks/run.py --quick --only speed/overhead speed/dcan
 """
 
 import argparse
@@ -11,15 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-PAPERS = Path(__file__).parent / "papers"
-NAMES = (
-    "clustering_module",
-    "aecm",
-    "neural_mixture_em",
-    "deep_dpm",
-    "autoencoder_deep_dpm",
-    "dcan",
+HERE = Path(__file__).parent
+PAPERS = (
+    *("clustering_module", "aecm", "neural_mixture_em"),
+    *("deep_dpm", "autoencoder_deep_dpm", "dcan"),
 )
+SPEED = ("overhead", "neural_mixture_em", "deep_dpm", "dcan", "threads")
 # Options that not every benchmark has.
 OWN = {
     "--epochs": ("clustering_module", "neural_mixture_em"),
@@ -32,23 +30,22 @@ OWN = {
 
 
 def main():
+    names = (*PAPERS, *(f"speed/{name}" for name in SPEED))
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="benchmarks")
+    parser.add_argument("--only", nargs="+", choices=names, default=PAPERS, help="benchmarks")
     for option in OWN:
         parser.add_argument(option)
     options, shared = parser.parse_known_args()
-    codes = {}
+    failed = []
     for name in options.only:
         print(f"\n=== {name}", flush=True)
+        asked = {option: getattr(options, option[2:].replace("-", "_")) for option in OWN}
         own = [
-            text
-            for option, owners in OWN.items()
-            if name in owners and (value := getattr(options, option[2:].replace("-", "_")))
-            for text in (option, value)
+            text for o, value in asked.items() if value and name in OWN[o] for text in (o, value)
         ]
-        command = [sys.executable, PAPERS / f"{name}.py", *shared, *own]
-        codes[name] = subprocess.run(command, check=False).returncode
-    failed = [name for name, code in codes.items() if code]
+        path = HERE / (name if name.startswith("speed/") else f"papers/{name}")
+        if subprocess.run([sys.executable, f"{path}.py", *shared, *own], check=False).returncode:
+            failed.append(name)
     if failed:
         print(f"\nfailed: {', '.join(failed)}")
     return int(bool(failed))

@@ -12,29 +12,16 @@ column ``epochs`` what was done.
 
 import sys
 from functools import partial
-from typing import NamedTuple
 
-import torch
-from common import (
-    LARGE,
-    N_CLUSTERS,
-    SETTINGS_OF,
-    UCI,
-    Run,
-    complete,
-    full_mixture,
-    k_means,
-    parse_options,
-    selected,
-    spherical_mixture,
-)
+from baselines import encode, full_mixture, k_means, parameters, spherical_mixture
+from benchmark import Benchmark, runs_of
+from claims import Claim
+from sets import LARGE, SETS, UCI, WITH_SETTINGS
 from sklearn.base import BaseEstimator
 from sklearn.cluster import KMeans
-from tables import Claim, report
+from tables import selection
 
 from deepmix import AECM, pretrain_autoencoder
-from deepmix._torch import Rows, apply_batchwise, resolve_device
-from deepmix.mixture.clustering_module.aecm import PAPER_SETTINGS
 
 N_SEEDS = 5
 N_SEEDS_UCI = 10
@@ -50,37 +37,12 @@ CLAIMS = (
 )
 
 
-class Budget(NamedTuple):
-    """Most epochs of each stage; None leaves the estimator's own.
-
-    Attributes
-    ----------
-    large : int or None
-        On the sets of `common.LARGE`, for every row.
-    paper : int or None
-        On the others, for rows with the paper's settings.
-    defaults : int or None
-        On the others, for AE-CM with its defaults.
-    """
-
-    large: int | None
-    paper: int | None
-    defaults: int | None
-
-    def cap(self, estimator, dataset, with_defaults):
-        small = self.defaults if with_defaults else self.paper
-        most = self.large if dataset in LARGE else small
-        stages = ("pretrain_max_iter", "clustering_max_iter", "max_iter")
-        asked = {s: v for s, v in estimator.get_params().items() if s in stages}
-        return estimator.set_params(
-            **{s: v if most is None else min(v, most) for s, v in asked.items()}
-        )
-
-
+# Most epochs of each stage on the sets of `sets.LARGE`; on the others for rows with the paper's
+# settings, and for AE-CM with its defaults. None leaves the estimator's own.
 BUDGETS = {
-    "quick": Budget(2, 8, 15),
-    "cpu": Budget(10, 50, None),
-    "paper": Budget(None, None, None),
+    "quick": (2, 8, 15),
+    "cpu": (10, 50, None),
+    "paper": (None, None, None),
 }
 
 # --- Table 5 ---------------------------------------------------------------------------
@@ -90,24 +52,16 @@ BUDGETS = {
 OVERRIDES = {"pbmc4k_10x": {"batch_size": 40}}
 
 
+@parameters
 class AutoencoderKMeans(BaseEstimator):
     """AE+KM: k-means, the best of 20 runs, on the codes of an autoencoder."""
 
-    def __init__(
-        self,
-        n_clusters=10,
-        latent_dim=10,
-        pretrain_max_iter=100,
-        batch_size=256,
-        device="auto",
-        random_state=None,
-    ):
-        self.n_clusters = n_clusters
-        self.latent_dim = latent_dim
-        self.pretrain_max_iter = pretrain_max_iter
-        self.batch_size = batch_size
-        self.device = device
-        self.random_state = random_state
+    n_clusters: int = 10
+    latent_dim: int = 10
+    pretrain_max_iter: int = 100
+    batch_size: int = 256
+    device: str = "auto"
+    random_state: object = None
 
     def fit(self, X, y=None):
         autoencoder = pretrain_autoencoder(
@@ -118,18 +72,18 @@ class AutoencoderKMeans(BaseEstimator):
             device=self.device,
             random_state=self.random_state,
         )
-        device = resolve_device(self.device)
-        codes = apply_batchwise(autoencoder.encoder.to(device), Rows(X, device, torch.float32))
+        codes = encode(autoencoder.encoder, X)
         chosen = KMeans(self.n_clusters, n_init=20, random_state=self.random_state).fit(codes)
-        self.labels_, self.device_ = chosen.labels_, str(device)
+        self.labels_ = chosen.labels_
+        self.device_ = str(next(autoencoder.parameters()).device)
         self.n_iter_, self.converged_ = self.pretrain_max_iter, False
         return self
 
 
 def table_5(dataset):
     """Methods of a column of Tables 5 and 15: dict of name to estimator."""
-    n_clusters = N_CLUSTERS[dataset]
-    mixtures = {f"GMM {reg:g}": full_mixture(dataset, reg) for reg in REG_COVAR}
+    n_clusters, n_features, settings = SETS[dataset]
+    mixtures = {f"GMM {reg:g}": full_mixture(n_clusters, n_features, reg) for reg in REG_COVAR}
     methods = {
         "KM": k_means(n_clusters, n_init=10),
         "KM^p": k_means(n_clusters),
@@ -137,11 +91,10 @@ def table_5(dataset):
         **mixtures,
         "AE+KM": AutoencoderKMeans(n_clusters),
     }
-    if dataset in SETTINGS_OF:
-        settings = SETTINGS_OF[dataset]
-        methods["AE+KM"].set_params(latent_dim=PAPER_SETTINGS[settings][3])
+    if settings is not None:
         paper = partial(AECM.from_paper, settings, n_clusters, **OVERRIDES.get(dataset, {}))
         methods["AE-CM^r"] = paper()
+        methods["AE+KM"].set_params(latent_dim=paper().latent_dim)
         methods["AE-CM^p"] = paper(init="pretrain-pinv")
     return {**methods, "AE-CM": AECM(n_clusters)}
 
@@ -151,12 +104,12 @@ def table_5(dataset):
 
 def table_9(dataset):
     """Sec. 6.1: d-2K-d, a linear autoencoder; the paper's learnt weights are not given."""
-    n_clusters = N_CLUSTERS[dataset]
+    n_clusters, n_features, _ = SETS[dataset]
     linear = {"hidden_layer_sizes": (), "latent_dim": 2 * n_clusters}
     return {
         "KM": k_means(n_clusters, n_init=10),
         "iGMM^r": spherical_mixture(n_clusters, "random_from_data"),
-        "GMM 0.001": full_mixture(dataset),
+        "GMM 0.001": full_mixture(n_clusters, n_features),
         "AE-CM^r": AECM(n_clusters, init="random", **linear),
         "AE-CM orthonormal": AECM(n_clusters, init="orthonormal", **linear),
         "AE-CM": AECM(n_clusters, **linear),
@@ -169,17 +122,16 @@ def table_9(dataset):
 def plan(options):
     """All runs, those of the small sets first."""
     tables = [("9", dataset, table_9(dataset)) for dataset in UCI]
-    datasets = sorted(("digits", *SETTINGS_OF), key=lambda name: name in LARGE)
+    datasets = sorted(("digits", *WITH_SETTINGS), key=lambda name: name in LARGE)
     tables += [("5", dataset, table_5(dataset)) for dataset in datasets]
-    if options.quick:
-        tables = [entry for entry in tables if entry[1] in QUICK]
-    runs = [
-        Run(table, dataset, method, seed, prepared(estimator, dataset, method, options))
-        for table, dataset, methods in tables
-        for method, estimator in methods.items()
-        for seed in range(n_seeds(dataset, estimator, options))
-    ]
-    return selected(runs, options)
+    runs = []
+    for table, dataset, methods in tables:
+        if options.quick and dataset not in QUICK:
+            continue
+        methods = {m: prepared(e, dataset, m, options) for m, e in methods.items()}
+        many = 1 if options.quick else N_SEEDS_UCI if dataset in UCI else N_SEEDS
+        runs += runs_of(table, dataset, methods, options.seeds or many)
+    return runs
 
 
 def prepared(estimator, dataset, method, options):
@@ -190,29 +142,27 @@ def prepared(estimator, dataset, method, options):
         estimator.set_params(precision=options.precision)
     if dataset in UCI:  # seconds, whatever the budget
         return estimator
-    return BUDGETS[options.budget].cap(estimator, dataset, with_defaults=method == "AE-CM")
-
-
-def n_seeds(dataset, estimator, options):
-    if isinstance(estimator, str):
-        return 1
-    if options.quick:
-        return options.seeds or 1
-    return options.seeds or (N_SEEDS_UCI if dataset in UCI else N_SEEDS)
+    large, paper, defaults = BUDGETS[options.budget]
+    most = large if dataset in LARGE else defaults if method == "AE-CM" else paper
+    stages = ("pretrain_max_iter", "clustering_max_iter", "max_iter")
+    asked = {s: v for s, v in estimator.get_params().items() if s in stages and most is not None}
+    return estimator.set_params(**{s: min(v, most) for s, v in asked.items()})
 
 
 def add_options(add):
-    add("--budget", choices=BUDGETS, help="epochs of the deep rows (default: cpu, or quick)")
     add("--precision", choices=("float32", "bfloat16"), default="float32", help="of AE-CM")
 
 
-def main(arguments=None):
-    options = parse_options(__doc__, "results", arguments, add_options)
-    options.budget = options.budget or ("quick" if options.quick else "cpu")
-    if not options.no_runs:
-        complete(plan(options), options.out / "aecm_runs.csv", options)
-    return report("aecm", options, CLAIMS, source="5", table="7")
-
+BENCHMARK = Benchmark(
+    "aecm",
+    __doc__,
+    "boubekki_2021",
+    plan,
+    CLAIMS,
+    add_options,
+    budgets=tuple(BUDGETS),
+    tables={"selection": partial(selection, source="5", table="7")},
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(BENCHMARK.main())

@@ -12,23 +12,16 @@ cancer sets it means.
 """
 
 import sys
+from functools import partial
 
 import torch
-from common import (
-    N_CLUSTERS,
-    SETTINGS_OF,
-    UCI,
-    Run,
-    complete,
-    full_mixture,
-    k_means,
-    parse_options,
-    selected,
-    spherical_mixture,
-)
+from baselines import full_mixture, k_means, parameters, spherical_mixture
+from benchmark import Benchmark, runs_of
+from claims import Claim
+from sets import SETS, UCI, WITH_SETTINGS
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
-from tables import Claim, report
+from tables import runtimes, selection
 
 from deepmix import ClusteringModule
 from deepmix._torch import Rows, make_generator
@@ -58,7 +51,7 @@ CLAIMS = (
 
 def table_1(dataset):
     """Methods of a column of Tables 1 and 11: dict of name to estimator."""
-    n_clusters, settings = N_CLUSTERS[dataset], SETTINGS_OF[dataset]
+    n_clusters, n_features, settings = SETS[dataset]
     paper = ClusteringModule.from_paper
     return {
         "KM": k_means(n_clusters, n_init=10),
@@ -66,7 +59,7 @@ def table_1(dataset):
         "KM^p": k_means(n_clusters),
         "iGMM^r": spherical_mixture(n_clusters, "random_from_data"),
         "iGMM^p": spherical_mixture(n_clusters),
-        "GMM^p": full_mixture(dataset),
+        "GMM^p": full_mixture(n_clusters, n_features),
         "CM^r": paper(settings, n_clusters),
         "CM^p": paper(settings, n_clusters, init="k-means++"),
         "CM": ClusteringModule(n_clusters),
@@ -117,6 +110,7 @@ class AblatedObjective(Objective):
         return {name: TERMS[name](*given) for name in self.terms}
 
 
+@parameters
 class AblatedModule(BaseEstimator):
     """A clustering module trained by some of its loss terms, with SGD as in Sec. 5.2.3.
 
@@ -124,23 +118,13 @@ class AblatedModule(BaseEstimator):
     learning rate.
     """
 
-    def __init__(
-        self,
-        n_clusters=5,
-        terms="E1+E2+E3+E4",
-        concentration=5.0,
-        batch_size=20,
-        max_iter=50,
-        learning_rate_init=1e-2,
-        random_state=None,
-    ):
-        self.n_clusters = n_clusters
-        self.terms = terms
-        self.concentration = concentration
-        self.batch_size = batch_size
-        self.max_iter = max_iter
-        self.learning_rate_init = learning_rate_init
-        self.random_state = random_state
+    n_clusters: int = 5
+    terms: str = "E1+E2+E3+E4"
+    concentration: float = 5.0
+    batch_size: int = 20
+    max_iter: int = 50
+    learning_rate_init: float = 1e-2
+    random_state: object = None
 
     def fit(self, X, y=None):
         rows = Rows(X, torch.device("cpu"), torch.float32)
@@ -164,7 +148,7 @@ class AblatedModule(BaseEstimator):
 
 
 def table_3():
-    n_clusters = N_CLUSTERS["five_gaussians"]
+    n_clusters = SETS["five_gaussians"].n_clusters
     return {
         "KM": k_means(n_clusters, n_init=10),
         "CM": ClusteringModule(n_clusters),
@@ -176,11 +160,11 @@ def table_3():
 
 
 def table_9(dataset):
-    n_clusters = N_CLUSTERS[dataset]
+    n_clusters, n_features, _ = SETS[dataset]
     return {
         "KM": k_means(n_clusters, n_init=10),
         "iGMM^r": spherical_mixture(n_clusters, "random_from_data"),
-        "GMM^p": full_mixture(dataset),
+        "GMM^p": full_mixture(n_clusters, n_features),
         "CM^r": ClusteringModule(n_clusters, init="random", n_init=1),
         "CM": ClusteringModule(n_clusters),
     }
@@ -193,31 +177,23 @@ def plan(options):
     """All runs, those of the small sets first."""
     tables = [("3", "five_gaussians", table_3())]
     tables += [("9", dataset, table_9(dataset)) for dataset in UCI]
-    tables += [("1", dataset, table_1(dataset)) for dataset in small_first(SETTINGS_OF)]
-    if options.quick:
-        tables = [entry for entry in tables if entry[1] in QUICK]
-    runs = [
-        Run(table, dataset, method, seed, _capped(estimator, options.epochs))
-        for table, dataset, methods in tables
-        for method, estimator in methods.items()
-        for seed in range(n_seeds(dataset, options) if not isinstance(estimator, str) else 1)
-    ]
+    small_first = sorted(WITH_SETTINGS, key=lambda name: name in N_SEEDS_LARGE)
+    tables += [("1", dataset, table_1(dataset)) for dataset in small_first]
+    runs = []
+    for table, dataset, methods in tables:
+        if options.quick and dataset not in QUICK:
+            continue
+        methods = {name: _capped(estimator, options.epochs) for name, estimator in methods.items()}
+        many = 5 if options.quick else N_SEEDS_LARGE.get(dataset, N_SEEDS)
+        runs += runs_of(table, dataset, methods, options.seeds or many)
     if not options.quick:
-        clocked = table_2(options.timed_epochs).items()
-        runs += [Run("2", "mnist", m, seed, e, timed=True) for seed in range(3) for m, e in clocked]
-    return selected(runs, options)
-
-
-def small_first(datasets):
-    return sorted(datasets, key=lambda name: name in N_SEEDS_LARGE)
-
-
-def n_seeds(dataset, options):
-    return options.seeds or (5 if options.quick else N_SEEDS_LARGE.get(dataset, N_SEEDS))
+        clocked = runs_of("2", "mnist", table_2(options.timed_epochs), 3, timed=True)
+        runs += sorted(clocked, key=lambda run: run.seed)  # methods take turns
+    return runs
 
 
 def _capped(estimator, n_epochs):
-    if n_epochs is None or isinstance(estimator, str) or not hasattr(estimator, "concentration"):
+    if n_epochs is None or not hasattr(estimator, "concentration"):
         return estimator
     return estimator.set_params(max_iter=min(n_epochs, estimator.max_iter))
 
@@ -227,12 +203,19 @@ def add_options(add):
     add("--timed-epochs", type=int, default=5, help="of each method of Table 2")
 
 
-def main(arguments=None):
-    options = parse_options(__doc__, "results", arguments, add_options)
-    if not options.no_runs:
-        complete(plan(options), options.out / "clustering_module_runs.csv", options)
-    return report("clustering_module", options, CLAIMS, source="1", table="4", reference="CM^r")
-
+BENCHMARK = Benchmark(
+    "clustering_module",
+    __doc__,
+    "boubekki_2021",
+    plan,
+    CLAIMS,
+    add_options,
+    separate=("2",),
+    tables={
+        "selection": partial(selection, source="1", table="4"),
+        "runtime": partial(runtimes, table="2", reference="CM^r"),
+    },
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(BENCHMARK.main())

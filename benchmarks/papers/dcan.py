@@ -19,137 +19,109 @@ The method was chosen with the labels of MNIST (10,000 rows), digits and Pendigi
 import copy
 import sys
 import time
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 
 import joblib
 import numpy as np
-from common import Run, complete, parse_options, read_rows, selected, write_rows
+import sets
+from baselines import parameters
+from benchmark import Benchmark
+from claims import Claim
+from runs import Run
 from sklearn.base import BaseEstimator
 from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
-from tables import Claim, report
 
 from deepmix import DCAN
-from deepmix.datasets import load
 
 N_SEEDS = 5
 QUICK = ("digits",)
-# Of the set: its number of clusters.
-DATASETS = {
-    "mnist 14x14, 10000 rows": 10,
-    "digits": 10,
-    "pendigits": 10,
-    "umap_mnist, 10000 rows": 10,
-    "imagenet50_moco_test": 50,
-    "mnist 14x14": 10,
-    "reuters_r8": 8,
-    "news20": 20,
-    "grey cifar10": 10,
-}
+DATASETS = (
+    "mnist 14x14, 10000 rows",
+    "digits",
+    "pendigits",
+    "umap_mnist, 10000 rows",
+    "imagenet50_moco_test",
+    "mnist 14x14",
+    "reuters_r8",
+    "news20",
+    "grey cifar10",
+)
 # More features than this and EM of full covariances of the rows takes hours, or has more numbers
 # to estimate than there are.
 MAX_FEATURES = {"mnist 14x14": 196, "reuters_r8": 2000, "news20": 2000, "grey cifar10": 1024}
 DIVERGENCES = ("js", "kl", "euclidean")
 
 # In percent. The read-out varies with the local maximum that EM finds: its claims are on means.
+claim = partial(Claim, "2")
+SMALL = ("digits", "pendigits", "imagenet50_moco_test", "umap_mnist, 10000 rows")
+MNIST = "mnist 14x14, 10000 rows"
 CLAIMS = (
-    Claim("2", "mnist 14x14, 10000 rows", "js tracked", metric="gain", low=4, exceptions=0),
-    Claim("2", "mnist 14x14, 10000 rows", "js tracked", metric="acc", low=65),
-    Claim("2", "mnist 14x14, 10000 rows", "js tracked", metric="nmi", low=62),
-    Claim(
-        "2",
-        "mnist 14x14, 10000 rows",
-        "js tracked",
-        metric="acc",
-        above=("euclidean tracked",),
-        slack=-3,
-    ),
-    Claim("2", "mnist 14x14, 10000 rows", "js", metric="acc", low=72),
-    Claim("2", "mnist 14x14", "js tracked", metric="acc", low=73),
-    Claim("2", "mnist 14x14", "js", metric="acc", low=85),
+    claim(MNIST, "js tracked", metric="gain", low=4, exceptions=0),
+    claim(MNIST, "js tracked", metric="acc", low=65),
+    claim(MNIST, "js tracked", metric="nmi", low=62),
+    claim(MNIST, "js tracked", metric="acc", above=("euclidean tracked",), slack=-3),
+    claim(MNIST, "js", metric="acc", low=72),
+    claim("mnist 14x14", "js tracked", metric="acc", low=73),
+    claim("mnist 14x14", "js", metric="acc", low=85),
     *(
-        Claim("2", dataset, f"{divergence} tracked", metric="gain", low=-2, exceptions=0)
-        for dataset in ("digits", "pendigits", "imagenet50_moco_test", "umap_mnist, 10000 rows")
+        claim(dataset, f"{divergence} tracked", metric="gain", low=-2, exceptions=0)
+        for dataset in SMALL
         for divergence in DIVERGENCES
     ),
-    *(
-        Claim("2", dataset, "js", metric="acc", above=("AE+GMM",))
-        for dataset in ("digits", "pendigits", "imagenet50_moco_test", "umap_mnist, 10000 rows")
-    ),
+    *(claim(dataset, "js", metric="acc", above=("AE+GMM",)) for dataset in SMALL),
 )
-
-# --- Data ------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1)
-def load_rows(dataset, data_home):
-    """Rows and labels of a set by the name that it has here."""
-    words = dataset.replace(",", "").split()
-    name = words[words[0] == "grey"]  # the first, or the second
-    scale = "standard" if name == "pendigits" else "paper"
-    X, y = load(name, data_home=data_home, scale=scale, return_X_y=True)
-    if "14x14" in words:
-        X = X.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4)).reshape(len(X), -1)
-    if name == "reuters_r8":  # as papers do with Reuters10k
-        X = X * np.sqrt(X.shape[1], dtype=X.dtype)
-    if "rows" in words:
-        chosen = np.random.RandomState(0).permutation(len(X))[: int(words[-2])]
-        X, y = X[chosen], y[chosen]
-    return X, y
 
 
 def load_set(dataset, data_home, seed):
-    return load_rows(dataset, data_home)
+    return sets.load_rows(dataset, data_home, "standard" if dataset == "pendigits" else "paper")
 
 
 # --- Methods ---------------------------------------------------------------------------
 
 
 class Kept:
-    """The last result of a function of rows and parameters: runs of a seed follow each other.
+    """The last model that each function made: runs of a seed follow each other.
 
     Attributes
     ----------
     folder : Path or None
-        Where results are kept for other calls of the benchmark.
+        Where models are kept for other calls of the benchmark.
     """
 
-    folder = None
+    def __init__(self):
+        self.folder, self.last = None, {}
 
-    def __init__(self, function):
-        self.function, self.key = function, None
-
-    def __call__(self, X, start=None, **parameters):
-        """The result, and the seconds that it took."""
+    def __call__(self, make, X, parameters, *start):
+        """``make(X, parameters, *start)``, and the seconds that it took."""
         settings = DCAN(**parameters).get_params()  # its defaults too, as they are now
-        key = joblib.hash([self.function.__name__, X.shape, float(X[:100].sum()), settings])
-        if key != self.key:
-            self.result = self._load_or_make(key, X, start, parameters)
-            self.key = key
-        return self.result
+        key = joblib.hash([make.__name__, X.shape, float(X[:100].sum()), settings])
+        if self.last.get(make, ("",))[0] != key:
+            self.last[make] = key, self._load_or_make(key, make, X, parameters, *start)
+        return self.last[make][1]
 
-    def _load_or_make(self, key, X, start, parameters):
+    def _load_or_make(self, key, make, *arguments):
         path = None if self.folder is None else self.folder / f"{key}.joblib"
         if path is not None and path.is_file():
             return joblib.load(path)
         began = time.perf_counter()
-        model = self.function(X, start, **parameters)
-        result = model, time.perf_counter() - began
+        result = make(*arguments), time.perf_counter() - began
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             joblib.dump(result, path)
         return result
 
 
-@Kept
-def pretrained(X, start, **parameters):
+kept = Kept()
+
+
+def pretrained(X, parameters):
     """A DCAN that has not begun its game."""
     return DCAN(max_iter=0, covariance_type="tracked", **parameters).fit(X)
 
 
-@Kept
-def trained(X, start, **parameters):
+def trained(X, parameters, start):
     """A DCAN from the autoencoder of another."""
     coders = start.module_.autoencoder
     parts = {"encoder": coders.encoder, "decoder": coders.decoder, "pretrain_max_iter": 0}
@@ -157,6 +129,7 @@ def trained(X, start, **parameters):
     return model.set_params(encoder=None, decoder=None)
 
 
+@parameters
 class SharedStart(BaseEstimator):
     """A DCAN by one of its mixtures, from an autoencoder that several have in common.
 
@@ -171,30 +144,20 @@ class SharedStart(BaseEstimator):
         Whether labels are those of the mixture that training followed.
     """
 
-    def __init__(
-        self,
-        n_clusters=10,
-        divergence="js",
-        clustering_weight="auto",
-        max_iter="auto",
-        tracked=False,
-        device="auto",
-        random_state=None,
-    ):
-        self.n_clusters = n_clusters
-        self.divergence = divergence
-        self.clustering_weight = clustering_weight
-        self.max_iter = max_iter
-        self.tracked = tracked
-        self.device = device
-        self.random_state = random_state
+    n_clusters: int = 10
+    divergence: str = "js"
+    clustering_weight: float | str = "auto"
+    max_iter: int | str = "auto"
+    tracked: bool = False
+    device: str = "auto"
+    random_state: object = None
 
     def fit(self, X, y=None):
         shared = {name: getattr(self, name) for name in ("n_clusters", "device", "random_state")}
-        model, seconds = pretrained(X, **shared)
+        model, seconds = kept(pretrained, X, shared)
         if self.max_iter != 0:
             own = {n: getattr(self, n) for n in ("divergence", "clustering_weight", "max_iter")}
-            model, seconds = trained(X, start=model, **shared, **own)
+            model, seconds = kept(trained, X, shared | own, model)
         began = time.perf_counter()
         if self.tracked:
             self.labels_ = tracked_labels(model, X)
@@ -217,7 +180,7 @@ def tracked_labels(model, X):
 
 def methods_of(dataset):
     """Methods in the order in which they share a start: dict of name to estimator."""
-    n_clusters = DATASETS[dataset]
+    n_clusters = sets.about(dataset).n_clusters
     mixture = GaussianMixture(n_clusters, init_params="kmeans", reg_covar=1e-3)
     if dataset in MAX_FEATURES:
         n_features = MAX_FEATURES[dataset]
@@ -230,9 +193,9 @@ def methods_of(dataset):
         "AE+KM": SharedStart(n_clusters, max_iter=0, tracked=True),
         "AE+GMM": SharedStart(n_clusters, max_iter=0),
     }
-    for name, parameters in games.items():
-        found[f"{name} tracked"] = SharedStart(n_clusters, tracked=True, **parameters)
-        found[name] = SharedStart(n_clusters, **parameters)
+    for name, game in games.items():
+        found[f"{name} tracked"] = SharedStart(n_clusters, tracked=True, **game)
+        found[name] = SharedStart(n_clusters, **game)
     return found
 
 
@@ -241,45 +204,49 @@ def methods_of(dataset):
 
 def plan(options):
     """All runs: those of a seed follow each other, so that they can share its autoencoder."""
-    datasets = [name for name in DATASETS if name in QUICK or not options.quick]
+    kept.folder = options.cache
     n_seeds = options.seeds or (1 if options.quick else N_SEEDS)
-    runs = [
+    return [
         Run("2", dataset, method, seed, estimator, load=load_set)
-        for dataset in datasets
+        for dataset in (QUICK if options.quick else DATASETS)
         for seed in range(n_seeds)
         for method, estimator in methods_of(dataset).items()
         if seed == 0 or not isinstance(estimator, str)
     ]
-    return selected(runs, options)
 
 
-def write_gains(options):
-    """Differences to the start of the same seed, for the claims that are made of every seed."""
-    rows = [r for r in read_rows(options.out / "dcan_runs.csv") if r["status"] == "done"]
-    by_key = {(r["dataset"], r["seed"], r["method"]): r for r in rows}
-    gains = []
-    for (dataset, seed, method), row in by_key.items():
-        start = by_key.get((dataset, seed, "AE+KM" if method.endswith("tracked") else "AE+GMM"))
-        if start is not None and method.split()[0] in (*DIVERGENCES, "none"):
-            about = {name: row[name] for name in ("table", "dataset", "method", "seed")}
-            gain = float(row["acc"]) - float(start["acc"])
-            gains.append(about | {"gain": f"{gain:.4g}"})
-    if gains:
-        write_rows(options.out / "dcan_gains_runs.csv", gains)
+def with_gains(rows):
+    """Runs with the column gain: accuracy above that of the start of the same seed."""
+    done = {(r["dataset"], r["seed"], r["method"]): r for r in rows if r["status"] == "done"}
+    found = []
+    for row in rows:
+        start = "AE+KM" if row["method"].endswith("tracked") else "AE+GMM"
+        start = done.get((row["dataset"], row["seed"], start))
+        game = row["method"].split()[0] in (*DIVERGENCES, "none") and row["status"] == "done"
+        gain = f"{float(row['acc']) - float(start['acc']):.4g}" if game and start else ""
+        found.append(row | {"gain": gain})
+    return found
+
+
+def gains(rows, paper):
+    names = ("table", "dataset", "method", "seed", "gain")
+    return [{name: row[name] for name in names} for row in rows if row["gain"]]
 
 
 def add_options(add):
     add("--cache", type=Path, help="folder that keeps trained models for other calls")
 
 
-def main(arguments=None):
-    options = parse_options(__doc__, "results", arguments, add_options)
-    Kept.folder = options.cache
-    if not options.no_runs:
-        complete(plan(options), options.out / "dcan_runs.csv", options)
-    write_gains(options)
-    return report("dcan", options, CLAIMS, details="gains_runs")
-
+BENCHMARK = Benchmark(
+    "dcan",
+    __doc__,
+    "lim_2024",
+    plan,
+    CLAIMS,
+    add_options,
+    prepare=with_gains,
+    tables={"gains_runs": gains},
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(BENCHMARK.main())

@@ -1,75 +1,61 @@
-"""DeepDPM with one of its parts left out: Table 6 of Ronen et al. (2022).
-
-Each class changes what the objective of the training does, after it is made.
-"""
+"""DeepDPM with one of its parts left out: Table 6 of Ronen et al. (2022)."""
 
 import torch
 
 from deepmix import DeepDPM
 from deepmix.mixture.deep_dpm.proposals import Splitter
+from deepmix.mixture.deep_dpm.split_merge import Partition
+from deepmix.mixture.deep_dpm.training import AmortizedObjective
 
 
 class NoMoves(DeepDPM):
     """Neither splits nor merges: the number of the beginning stays."""
 
-    moves = ()
-
-    def _objective(self, network, partition, generator):
-        partition.moves = self.moves
-        return super()._objective(network, partition, generator)
+    class _partition_class(Partition):
+        moves = ()
 
 
-class NoSplits(NoMoves):
-    moves = ("merge",)
+class NoSplits(DeepDPM):
+    class _partition_class(Partition):
+        moves = ("merge",)
 
 
-class NoMerges(NoMoves):
-    moves = ("split",)
+class NoMerges(DeepDPM):
+    class _partition_class(Partition):
+        moves = ("split",)
 
 
 class TwoMeans(DeepDPM):
     """Halves by 2-means on the first principal component instead of the subclustering nets."""
 
-    def _objective(self, network, partition, generator):
-        old = partition.splitter
-        partition.splitter = Splitter(
-            old.data, old.prior, old.log_concentration, n_directions=1, n_refinements=0
-        )
-        objective = super()._objective(network, partition, generator)
-        propose = objective.next_partition
-        objective.next_partition = lambda cuts=None: propose()
-        return objective
+    class _partition_class(Partition):
+        def __init__(self, data, prior, splitter, *args):
+            options = {"n_directions": 1, "n_refinements": 0}
+            splitter = Splitter(data, prior, splitter.log_concentration, **options)
+            super().__init__(data, prior, splitter, *args)
+
+    class _objective_class(AmortizedObjective):
+        def cuts(self, sides):
+            return None
 
 
 class NoPriors(DeepDPM):
     """Maximum-likelihood estimates in the M-step."""
 
-    def _objective(self, network, partition, generator):
-        def estimate(statistics):
+    class _partition_class(Partition):
+        def estimate(self, statistics):
             nk = statistics.nk.clamp_min(1e-300)[:, None]
             mean = statistics.first / nk
             covariance = statistics.second / nk[:, :, None] - mean[:, :, None] * mean[:, None, :]
             # As GaussianMixture has: a cluster of few rows has no density without.
             ridge = 1e-6 * torch.eye(mean.shape[1], dtype=mean.dtype)
-            partition.weights = statistics.nk / statistics.nk.sum()
-            partition.means, partition.covariances = mean, covariance + ridge
-
-        partition.estimate = estimate
-        return super()._objective(network, partition, generator)
+            self.mixture = statistics.nk / statistics.nk.sum(), mean, covariance + ridge
 
 
 class IsotropicLoss(DeepDPM):
     """Soft k-means by the clustering net instead of the divergence from the mixture."""
 
-    def _objective(self, network, partition, generator):
-        objective = super()._objective(network, partition, generator)
-
-        def step(batch, index, weight):
-            x, _ = objective._parts(batch)
-            objective.n_steps += 1
-            distance = torch.cdist(x, network.mixture.means).square()
-            resp = network.log_resp(x).exp()
-            return {"clustering": weight @ (resp * distance).sum(dim=1)}
-
-        objective.step = step
-        return objective
+    class _objective_class(AmortizedObjective):
+        def loss(self, x, target, weight):
+            distance = torch.cdist(x, self.network.mixture.means).square()
+            return weight @ (self.network.log_resp(x).exp() * distance).sum(dim=1)

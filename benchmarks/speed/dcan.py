@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import torch
-from measuring import Measurement, parse_options, random_rows, ratios, run, take_turns
+from measuring import Measurement, main, random_rows, ratios, take_turns
 from torch.nn.functional import softplus
 
 from deepmix import DCAN
@@ -158,5 +158,4 @@ def measurements(options, device):
 
 
 if __name__ == "__main__":
-    options = parse_options(__doc__)
-    sys.exit(run("dcan", measurements, options))
+    sys.exit(main("dcan", __doc__, measurements))

@@ -7,23 +7,16 @@ Seconds are those of the process on one thread; an exponent is the slope of a po
     python benchmarks/speed/deep_dpm.py --quick
 """
 
-import argparse
-import csv
-import json
-import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import cpu_name
-from overhead import MIB, PeakMemory
+from measuring import MIB, Measurement, PeakMemory, in_child, main
 from sklearn.datasets import make_blobs
 from sklearn.exceptions import ConvergenceWarning
 
-import deepmix
 from deepmix import DeepDPM
 
 BASE = {"n": 20_000, "d": 10, "k": 10}
@@ -37,12 +30,12 @@ QUICK = {"n": (1_000, 10_000, 50_000), "d": (2, 8, 32), "k": (3, 30)}
 LIMITS = {"n": 1.1, "k": 1.1}
 
 
-def child(n, d, k, amortized):
-    """Fit once and print seconds, epochs and peak memory as JSON."""
-    torch.set_num_threads(1)
+def child(*task):
+    """Fit once: seconds, epochs, peak memory and the number of clusters found."""
+    n, d, k, amortized = map(int, task)
     X, _ = make_blobs(n, d, centers=k, cluster_std=0.5, random_state=0)
     X = X.astype(np.float32)
-    model = DeepDPM(k, amortized=amortized, random_state=0, max_iter=10)
+    model = DeepDPM(k, amortized=bool(amortized), random_state=0, max_iter=10)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(X[: max(500, 2 * k)])  # once before: libraries are loaded
@@ -50,71 +43,38 @@ def child(n, d, k, amortized):
             begin = time.process_time()
             model.fit(X)
             seconds = time.process_time() - begin
-    epochs = max(1, model.n_iter_)
-    print(
-        json.dumps(
-            {
-                "seconds": round(seconds, 3),
-                "epochs": epochs,
-                "peak_mib": round(peak.excess / MIB, 1),
-                "found": model.n_clusters_,
-            }
-        )
-    )
-
-
-def measure(n, d, k, amortized):
-    task = [str(n), str(d), str(k), str(int(amortized))]
-    command = [sys.executable, __file__, "--child", *task]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return {
+        "seconds": round(seconds, 3),
+        "epochs": max(1, model.n_iter_),
+        "peak_mib": round(peak.excess / MIB, 1),
+        "found": model.n_clusters_,
+    }
 
 
 def exponents(rows):
     """Slope of log seconds, for each axis and way of training."""
     for axis, limit in LIMITS.items():
-        for amortized in (False, True):
+        for amortized, way in ((False, "EM"), (True, "nets")):
             part = [r for r in rows if r["axis"] == axis and r["amortized"] == amortized]
             part = [row for row in part if axis != "n" or row["n"] >= 10_000]  # past the overhead
             x = np.log([row[axis] for row in part])
             slope = np.polyfit(x, np.log([row["seconds"] for row in part]), 1)[0]
-            yield axis, amortized, float(slope), limit
+            name = f"exponent of {axis} in the seconds of {way}"
+            yield Measurement.of(name, [float(slope)], "", at_most=limit)
 
 
-def write(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="smaller sizes: a minute or two")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--child", nargs=4, type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        return child(*options.child[:3], bool(options.child[3]))
-    about = {"device": cpu_name(), "deepmix": deepmix.__version__, "torch": torch.__version__}
+def measurements(options, device):
+    """Rows of each fit, which the file holds; then the exponents."""
     rows = []
     for axis, sizes in (QUICK if options.quick else SIZES).items():
         for size in sizes:
             for amortized in (False, True):
                 shape = {**BASE, axis: size}
-                found = measure(**shape, amortized=amortized)
-                rows.append({"axis": axis, **shape, "amortized": amortized, **found, **about})
-                print(rows[-1], flush=True)
-        write(options.out / "deep_dpm_cpu.csv", rows)
-    code = 0
-    for axis, amortized, slope, limit in exponents(rows):
-        verdict = "holds" if slope <= limit else "FAILS"
-        code |= verdict == "FAILS"
-        way = "nets" if amortized else "EM"
-        print(f"seconds ~ {axis}^{slope:.2f} ({way}), <= {limit}: {verdict}")
-    return int(code)
+                found = in_child(__file__, *shape.values(), int(amortized))
+                rows.append({"axis": axis, **shape, "amortized": amortized, **found})
+                yield rows[-1]
+    yield from exponents(rows)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("deep_dpm", __doc__, measurements, child=child))

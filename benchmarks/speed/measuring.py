@@ -1,8 +1,10 @@
 """What the benchmarks of speed share: contestants that take turns, figures with limits, a file."""
 
 import argparse
-import csv
+import json
 import statistics
+import subprocess
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import deepmix
 from deepmix._torch import Rows, resolve_device
 from deepmix.training import minimize
+
+sys.path.append(str(Path(__file__).parents[1]))  # of records.py, which papers/ has too
+from records import VERSIONS, device_name, write_rows
+
+MIB = 2**20
 
 # --- Measurements ----------------------------------------------------------------------
 
@@ -119,6 +125,37 @@ class EngineEpochs:
         self.optimizers = history.optimizers
 
 
+class HandEpochs:
+    """Epochs of a loop written by hand, one a call: resident data, autograd, fused Adam.
+
+    Parameters
+    ----------
+    network : nn.Module
+    X : Tensor
+    batch_size : int
+    """
+
+    def __init__(self, network, X, batch_size):
+        self.X, self.batch_size = X, batch_size
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self):
+        order = torch.randperm(len(self.X), generator=self.generator).to(self.X.device)
+        total = torch.zeros((), device=self.X.device)
+        for index in order.split(self.batch_size):
+            loss = self.loss(self.X[index])
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            total += loss.detach()
+        return total.item() / len(self.X)
+
+    def loss(self, x):
+        """Loss of a batch, summed over its rows."""
+        raise NotImplementedError
+
+
 def random_rows(n_rows, n_features, device):
     """Uniform random rows, as `Rows` and as the tensor on the device."""
     X = np.random.default_rng(0).random((n_rows, n_features), dtype=np.float32)
@@ -126,52 +163,88 @@ def random_rows(n_rows, n_features, device):
     return rows, torch.from_numpy(X).to(device)
 
 
+# --- Memory ----------------------------------------------------------------------------
+
+
+class PeakMemory:
+    """Bytes by which the peak of this process (or of its accelerator) exceeds the start."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def __enter__(self):
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.start = torch.cuda.memory_allocated(self.device)
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+            self.start = self._status("VmRSS")
+        return self
+
+    def __exit__(self, *_):
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            peak = self._status("VmHWM")
+        self.excess = peak - self.start
+
+    @staticmethod
+    def _status(name):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+
 # --- A benchmark -----------------------------------------------------------------------
 
 
-def parse_options(description, extend=None):
+def main(name, description, measurements, child=None, threads=1):
+    """Print and write what a benchmark measures; the exit code, 1 if a limit is broken.
+
+    Parameters
+    ----------
+    name : str
+        Of the file of results.
+    description : str
+        The first line is that of the help.
+    measurements : callable
+        ``measurements(options, device)`` yields each `Measurement`, or rows as dict for a file
+        that holds them in place of measurements.
+    child : callable or None
+        What `in_child` calls, with strings; it returns a dict.
+    threads : int
+        Default of the option.
+    """
+    options = parse_options(description, threads)
+    torch.set_num_threads(options.threads)
+    if options.child:
+        print(json.dumps(child(*options.child)))
+        return 0
+    device, found = resolve_device(options.device), []
+    for figure in measurements(options, device):
+        print(figure, flush=True)
+        found.append(figure)
+    figures = [asdict(f) for f in found if isinstance(f, Measurement)]
+    rows = [f for f in found if isinstance(f, dict)]
+    about = {"device": device_name(device), "threads": options.threads, "quick": options.quick}
+    about |= {package: VERSIONS[package] for package in ("deepmix", "torch")}
+    path = options.out / f"{name}_{device.type}.csv"
+    write_rows(path, [row | about for row in rows or figures])
+    return int(any(figure["verdict"] == "FAILS" for figure in figures))
+
+
+def parse_options(description, threads):
     parser = argparse.ArgumentParser(description=description.split("\n")[0])
     add = parser.add_argument
     add("--quick", action="store_true", help="fewer rounds and rows: a minute or two")
     add("--device", default="cpu")
-    add("--threads", type=int, default=1)
+    add("--threads", type=int, default=threads)
     add("--out", type=Path, default=Path(__file__).parent / "results", help="folder")
-    if extend is not None:
-        extend(add)
+    add("--child", nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def run(name, measurements, options):
-    """Print and write ``measurements(options, device)``; the exit code, 1 if a limit is broken."""
-    torch.set_num_threads(options.threads)
-    device = resolve_device(options.device)
-    found = []
-    for measurement in measurements(options, device):
-        print(measurement, flush=True)
-        found.append(measurement)
-    write(options.out / f"{name}_{device.type}.csv", found, options, device)
-    return int(any(measurement.verdict == "FAILS" for measurement in found))
-
-
-def write(path, found, options, device):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
-        "threads": options.threads,
-        "quick": options.quick,
-        "deepmix": deepmix.__version__,
-        "torch": torch.__version__,
-    }
-    rows = [{**asdict(measurement), **about} for measurement in found]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def cpu_name():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "cpu"
-    return next((s.split(":")[1].strip() for s in lines if s.startswith("model name")), "cpu")
+def in_child(script, *task):
+    """What ``child(*task)`` of a benchmark returns in a process of its own."""
+    command = [sys.executable, script, "--child", *map(str, task)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from measuring import (
     EngineEpochs,
+    HandEpochs,
     Measurement,
     Turns,
-    parse_options,
+    main,
     random_rows,
     ratios,
-    run,
     take_turns,
 )
 from sklearn.datasets import make_blobs
@@ -45,8 +45,8 @@ LEARNED = 4.0
 # --- Contestants -----------------------------------------------------------------------
 
 
-class HandEpochs:
-    """The loop that one would write for Eq. 6, or with ``view`` for Eq. 7: fused Adam, autograd.
+class HandMixture(HandEpochs):
+    """The loop that one would write for Eq. 6, or with ``view`` for Eq. 7.
 
     Parameters
     ----------
@@ -60,20 +60,8 @@ class HandEpochs:
     """
 
     def __init__(self, network, X, view=None, look=None):
-        self.network, self.X, self.view, self.look = network, X, view, look
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
-        self.generator = torch.Generator().manual_seed(0)
-
-    def __call__(self):
-        order = torch.randperm(len(self.X), generator=self.generator).to(self.X.device)
-        total = torch.zeros((), device=self.X.device)
-        for index in order.split(BATCH_SIZE):
-            loss = self.loss(self.X[index])
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            total += loss.detach()
-        return total.item() / len(self.X)
+        super().__init__(network, X, BATCH_SIZE)
+        self.network, self.view, self.look = network, view, look
 
     def loss(self, x):
         batches = [x] if self.view is None else [x, self.view(x)]
@@ -125,7 +113,7 @@ def image_steps(n_rows, n_rounds, device):
     network.to(device)
     two_fold = MixtureEM(copy.deepcopy(network), make_view(), consistency_learning_rate=1e-4)
     others = {
-        "hand": HandEpochs(copy.deepcopy(network.members[0]), X, make_view(), look),
+        "hand": HandMixture(copy.deepcopy(network.members[0]), X, make_view(), look),
         "views": ViewEpochs(X, make_view(), look),
         "two-fold": EngineEpochs(two_fold, rows, batch_size=BATCH_SIZE),
     }
@@ -153,7 +141,7 @@ def vector_steps(n_rounds, device):
 
     sizes = (PENDIGITS[1], 32, 32, N_CLUSTERS)
     others = {
-        "hand": HandEpochs(perceptron(sizes).to(device), X),
+        "hand": HandMixture(perceptron(sizes).to(device), X),
         "ten": EngineEpochs(objective(10), rows, batch_size=BATCH_SIZE),
     }
     times = take_turns(objective(1), rows, others, n_rounds, batch_size=BATCH_SIZE)
@@ -198,9 +186,5 @@ def measurements(options, device):
     yield from fits(few, device)
 
 
-def main():
-    return run("neural_mixture_em", measurements, parse_options(__doc__))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("neural_mixture_em", __doc__, measurements))

@@ -6,22 +6,29 @@ and the figure is the median of the ratios. Exit code 1 if a limit is broken.
     OMP_NUM_THREADS=1 python benchmarks/speed/overhead.py --quick
 """
 
-import argparse
 import copy
-import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import EngineEpochs, Measurement, parse_options, random_rows, ratios, run, take_turns
+from measuring import (
+    MIB,
+    EngineEpochs,
+    HandEpochs,
+    Measurement,
+    PeakMemory,
+    in_child,
+    main,
+    random_rows,
+    ratios,
+    take_turns,
+)
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from deepmix import AECM, ClusteringModule
-from deepmix._torch import resolve_device
-from deepmix.initialization import ReconstructionObjective, build_autoencoder
+from deepmix.autoencoder import ReconstructionObjective, build_autoencoder, draw_autoencoder
 from deepmix.mixture.clustering_module.aecm import JointObjective
 from deepmix.mixture.clustering_module.clustering_module import ClusteringObjective
 from deepmix.mixture.clustering_module.losses import DirichletPrior
@@ -32,7 +39,6 @@ PENDIGITS = (10_992, 16)  # rows and features of the data that the figures are a
 MNIST_FEATURES = 784
 N_CLUSTERS = 10
 CM_BATCH_SIZE = 80
-MIB = 2**20
 
 # Limits of the ratios and figures below.
 SMALL_NET, LARGE_NET = 1.2, 1.05
@@ -44,25 +50,15 @@ TRANSFORM_MEMORY = 64.0  # MiB beside input and output: some batches
 # --- Contestants -----------------------------------------------------------------------
 
 
-class HandEpochs:
-    """The loop that one would write for an autoencoder: resident data, fused Adam."""
+class HandAutoencoder(HandEpochs):
+    """The loop that one would write for an autoencoder."""
 
     def __init__(self, autoencoder, X, batch_size):
-        self.autoencoder, self.X, self.batch_size = autoencoder, X, batch_size
-        self.optimizer = torch.optim.Adam(autoencoder.parameters(), lr=1e-3, fused=True)
-        self.generator = torch.Generator().manual_seed(0)
+        super().__init__(autoencoder, X, batch_size)
+        self.autoencoder = autoencoder
 
-    def __call__(self):
-        order = torch.randperm(len(self.X), generator=self.generator).to(self.X.device)
-        total = torch.zeros((), device=self.X.device)
-        for index in order.split(self.batch_size):
-            x = self.X[index]
-            loss = (x - self.autoencoder(x)).square().sum() / x.shape[1]
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            total += loss.detach()
-        return total.item() / len(self.X)
+    def loss(self, x):
+        return (x - self.autoencoder(x)).square().sum() / x.shape[1]
 
 
 class DataLoaderEpochs:
@@ -99,9 +95,10 @@ def engine_against_hand(name, sizes, n_rows, limit, n_rounds, device):
     """The engine's time as a ratio to that of the loop by hand, on the same autoencoder."""
     rows, X = random_rows(n_rows, sizes[0], device)
     generator = torch.Generator().manual_seed(0)
-    autoencoder = build_autoencoder(sizes[0], sizes[1:-1], sizes[-1], generator).to(device)
+    autoencoder = build_autoencoder(sizes[0], sizes[-1], sizes[1:-1])
+    draw_autoencoder(autoencoder, sizes[0], sizes[-1], generator).to(device)
     objective = ReconstructionObjective(copy.deepcopy(autoencoder), nn.Identity())
-    others = {"hand": HandEpochs(autoencoder, X, 256)}
+    others = {"hand": HandAutoencoder(autoencoder, X, 256)}
     times = take_turns(objective, rows, others, n_rounds, batch_size=256)
     shape = "-".join(map(str, sizes))
     label = f"engine / loop by hand, {name} net ({shape})"
@@ -144,7 +141,7 @@ def bfloat16(n_rows, n_rounds, device):
         arguments = {"n_features": MNIST_FEATURES, "latent_dim": 10}
         arguments["hidden_layer_sizes"] = (500, 500, 2000)
         network = AECMNetwork(n_clusters=N_CLUSTERS, **arguments)
-        network.autoencoder = build_autoencoder(generator=generator, **arguments)
+        draw_autoencoder(network.autoencoder, MNIST_FEATURES, 10, generator)
         network.clustering.init_random(generator)
         network.to(device)
         prior = DirichletPrior("auto", 2.0, network.scaler.scale)
@@ -176,24 +173,18 @@ def memory(quick, device):
     """Peaks of memory, each in a process of its own: allocators keep what they once had."""
     n_fit, n_rows = 400_000, 200_000 if quick else 1_000_000
     for name in ("ClusteringModule", "AECM"):
-        runs = [in_child("fit", name, n_fit, device) for _ in range(1 if quick else 3)]
+        runs = [in_child(__file__, "fit", name, n_fit, device) for _ in range(1 if quick else 3)]
         label = f"{name}.fit: peak beside data and weights / data"
         shares = [run["excess"] / run["data"] for run in runs]
         yield Measurement.of(label, shares, "", at_most=FIT_MEMORY)
-        found = in_child("transform", name, n_rows, device)
+        found = in_child(__file__, "transform", name, n_rows, device)
         label = f"{name}.transform, {n_rows} rows: peak beside the result"
         excess = (found["excess"] - found["result"]) / MIB
         yield Measurement.of(label, [excess], "MiB", at_most=TRANSFORM_MEMORY)
 
 
-def in_child(*task):
-    command = [sys.executable, __file__, "--child", *map(str, task)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def child(task, name, n_rows, device):
-    """Print the peak of one task as JSON."""
+    """The peak of one task, and the sizes of its data and result, in bytes."""
     torch.set_num_threads(1)
     n_features = 256 if task == "fit" else 16
     X = np.random.default_rng(0).random((int(n_rows), n_features), dtype=np.float32)
@@ -203,39 +194,11 @@ def child(task, name, n_rows, device):
     else:
         model = ClusteringModule(10, n_init=1, **few)
     model.fit(X[:4096])  # once before: libraries and pools are loaded
-    with PeakMemory(resolve_device(device)) as peak:
+    with PeakMemory(torch.device(device)) as peak:
         result = model.fit(X).labels_ if task == "fit" else model.transform(X)
-    weights = sum(array.nbytes for array in model._state.values())
+    weights = sum(tensor.nbytes for tensor in model.module_.state_dict().values())
     excess = peak.excess - (8 * weights if task == "fit" else 0)
-    print(json.dumps({"data": X.nbytes, "result": result.nbytes, "excess": max(excess, 0)}))
-
-
-class PeakMemory:
-    """Bytes by which the peak of this process (or of its accelerator) exceeds the start."""
-
-    def __init__(self, device):
-        self.device = device
-
-    def __enter__(self):
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self.start = torch.cuda.memory_allocated(self.device)
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-            self.start = self._status("VmRSS")
-        return self
-
-    def __exit__(self, *_):
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.device)
-        else:
-            peak = self._status("VmHWM")
-        self.excess = peak - self.start
-
-    @staticmethod
-    def _status(name):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+    return {"data": X.nbytes, "result": result.nbytes, "excess": max(excess, 0)}
 
 
 # --- The benchmark ---------------------------------------------------------------------
@@ -254,16 +217,5 @@ def measurements(options, device):
         yield from memory(options.quick, device)
 
 
-def add_options(add):
-    add("--child", nargs=4, help=argparse.SUPPRESS)
-
-
-def main():
-    options = parse_options(__doc__, add_options)
-    if options.child:
-        return child(*options.child)
-    return run("overhead", measurements, options)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("overhead", __doc__, measurements, child=child))

@@ -16,7 +16,7 @@ import warnings
 from contextlib import contextmanager
 
 import torch
-from measuring import Measurement, parse_options, run
+from measuring import Measurement, main
 from sklearn.datasets import make_blobs
 
 from deepmix import DCAN, AutoencoderDeepDPM, ClusteringModule, DeepDPM, NeuralMixtureEM
@@ -109,6 +109,4 @@ def measurements(options, device):
 
 
 if __name__ == "__main__":
-    options = parse_options(__doc__)
-    options.threads = 2
-    sys.exit(run("threads", measurements, options))
+    sys.exit(main("threads", __doc__, measurements, threads=2))

@@ -479,7 +479,7 @@ class DCAN(AutoencoderMixture):
             network.train()
         history = History(interrupted=before.interrupted)
         if not before.interrupted and trainable(network.autoencoder.encoder):
-            settings = self._settings(fit)
+            settings = self._settings(fit.rows, fit.continues)
             history = self._minimize(
                 fit,
                 network,
@@ -499,11 +499,11 @@ class DCAN(AutoencoderMixture):
             return self.max_iter
         return -(-STEPS // len(rows.batch_sizes(self._batch_size(rows))))
 
-    def _settings(self, fit):
+    def _settings(self, rows, continues=False):
         weight = self.clustering_weight
         return Settings(
             clustering_weight=CLUSTERING_WEIGHTS[self.divergence] if weight == "auto" else weight,
-            warm_up=0 if fit.continues else self.warm_up,
+            warm_up=0 if continues else self.warm_up,
             reconstruction_weight=self.reconstruction_weight,
             update_every=self.update_every,
             pool_size=self.pool_size,
@@ -512,7 +512,7 @@ class DCAN(AutoencoderMixture):
             equal_weights=self.equal_weights,
             saturating=self.generator_loss == "saturating",
             label_smoothing=self.label_smoothing,
-            batch_size=self._batch_size(fit.rows),
+            batch_size=self._batch_size(rows),
         )
 
     def _pretraining(self, rows):
