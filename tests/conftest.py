@@ -9,70 +9,37 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # On nets this small, threads that wait for each other cost twenty times the work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import copy
+
+import common
 import numpy as np
 import pytest
 from sklearn.datasets import make_blobs
 
-from deepmix import (
-    AECM,
-    DCAN,
-    AutoencoderDeepDPM,
-    ClusteringModule,
-    DeepDPM,
-    NeuralMixtureEM,
-)
-
-# tol=0: train for max_iter epochs, and do not warn that they were few.
-SMALL = {
-    ClusteringModule: {"n_init": 2, "max_iter": 20, "tol": 0},
-    AECM: {
-        "hidden_layer_sizes": (16,),
-        "latent_dim": 5,
-        "pretrain_max_iter": 15,
-        "clustering_max_iter": 2,
-        "max_iter": 15,
-        "learning_rate_init": 5e-3,
-        "tol": 0,
-    },
-    DCAN: {
-        "hidden_layer_sizes": (16,),
-        "batch_size": 40,
-        "pretrain_max_iter": 20,
-        "max_iter": 15,
-        "learning_rate_init": 5e-3,
-        "readout_n_init": 2,
-        # Longer than this fit; what the loss is should not hang on the epoch.
-        "warm_up": 0,
-    },
-    NeuralMixtureEM: {"n_init": 2, "max_iter": 30, "learning_rate_init": 1e-2},
-    # Nets soft enough after 60 epochs of 12 steps for responsibilities to hang on every digit.
-    DeepDPM: {"n_init": 1, "max_iter": 60, "split_merge_every": 60, "freeze": 20, "tol": 0},
-    AutoencoderDeepDPM: {
-        "hidden_layer_sizes": (16,),
-        "latent_dim": 3,
-        "pretrain_max_iter": 15,
-        "n_alternations": 1,
-        "max_iter": 15,
-        "clustering_max_iter": 20,
-        "learning_rate_init": 5e-3,
-        "tol": 0,
-    },
-}
-
 
 @pytest.fixture
 def small():
-    """``small(cls, **parameters)``: an estimator that trains in a fraction of a second."""
-
-    def build(cls, n_clusters=4, **parameters):
-        return cls(n_clusters, **{"random_state": 0, **SMALL[cls], **parameters})
-
-    return build
+    """``small(cls, n_clusters=4, **parameters)``: an estimator that trains in no time."""
+    return common.small
 
 
-@pytest.fixture(params=SMALL, ids=lambda cls: cls.__name__)
+@pytest.fixture(params=common.SMALL, ids=lambda cls: cls.__name__)
 def estimator_class(request):
     return request.param
+
+
+@pytest.fixture(scope="session")
+def fits():
+    """The small estimators fitted to the overlapping blobs, by class, as far as asked for."""
+    return {}
+
+
+@pytest.fixture
+def fitted(estimator_class, overlapping, fits):
+    """The small estimator fitted to the overlapping blobs: a copy of the one fit of all tests."""
+    if estimator_class not in fits:
+        fits[estimator_class] = common.small(estimator_class).fit(overlapping[0])
+    return copy.deepcopy(fits[estimator_class])
 
 
 @pytest.fixture(scope="session")
