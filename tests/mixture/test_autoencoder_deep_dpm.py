@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from common import rows_of
 from scipy import stats
 from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
@@ -12,7 +13,6 @@ from sklearn.metrics import adjusted_rand_score
 from torch import nn
 
 from deepmix import AutoencoderDeepDPM, DeepDPM
-from deepmix._torch import Rows
 from deepmix.distributions import hard_statistics
 from deepmix.mixture.autoencoder_deep_dpm import (
     LEAST_ERROR,
@@ -50,10 +50,6 @@ def small_model(**parameters):
         "random_state": 0,
     }
     return AutoencoderDeepDPM(**{**settings, **parameters})
-
-
-def rows_of(X):
-    return Rows(X, torch.device("cpu"), torch.float64)
 
 
 # --- Losses ---
