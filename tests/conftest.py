@@ -9,27 +9,37 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # On nets this small, threads that wait for each other cost twenty times the work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import copy
+
+import common
 import numpy as np
 import pytest
-from estimators import SMALL, number, with_parameters
-from sklearn.base import clone
 from sklearn.datasets import make_blobs
 
 
 @pytest.fixture
 def small():
-    """``small(cls, **parameters)``: an estimator that trains in a fraction of a second."""
-
-    def build(cls, n_clusters=4, **parameters):
-        model = clone(cls(random_state=0, **SMALL[cls]))
-        return with_parameters(model, **{number(cls): n_clusters, **parameters})
-
-    return build
+    """``small(cls, n_clusters=4, **parameters)``: an estimator that trains in no time."""
+    return common.small
 
 
-@pytest.fixture(params=SMALL, ids=lambda cls: cls.__name__)
+@pytest.fixture(params=common.SMALL, ids=lambda cls: cls.__name__)
 def estimator_class(request):
     return request.param
+
+
+@pytest.fixture(scope="session")
+def fits():
+    """The small estimators fitted to the overlapping blobs, by class, as far as asked for."""
+    return {}
+
+
+@pytest.fixture
+def fitted(estimator_class, overlapping, fits):
+    """The small estimator fitted to the overlapping blobs: a copy of the one fit of all tests."""
+    if estimator_class not in fits:
+        fits[estimator_class] = common.small(estimator_class).fit(overlapping[0])
+    return copy.deepcopy(fits[estimator_class])
 
 
 @pytest.fixture(scope="session")

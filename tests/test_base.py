@@ -8,44 +8,33 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
-from estimators import number
+from common import (
+    AUTOENCODERS,
+    MAY_BE_EMPTY,
+    SMALL,
+    finds_number,
+    number,
+    parameters_of,
+    quietly,
+    stage_that_converges,
+    taken,
+)
+from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import adjusted_rand_score
+from sklearn.utils._param_validation import InvalidParameterError, validate_parameter_constraints
 from torch import nn
 
-from deepmix import (
-    AECM,
-    DCAN,
-    AutoencoderDeepDPM,
-    ClusteringModule,
-    DeepDPM,
-    NeuralMixtureEM,
-)
+from deepmix import AECM, ClusteringModule, DeepDPM
 from deepmix.training import minimize
 
-UNAVERAGED = {
-    ClusteringModule: {"averaging": False},
-    AECM: {"averaging": False},
-    DCAN: {},
-    NeuralMixtureEM: {},
-    DeepDPM: {},
-    AutoencoderDeepDPM: {},
-}
-# They begin with a number of clusters and find another.
-FINDS_NUMBER = {DeepDPM, AutoencoderDeepDPM}
+pytestmark = MAY_BE_EMPTY
 
 
 def named(message, cls):
     """A message with the class's own name of the number of clusters."""
     return message.replace("n_clusters=", f"{number(cls)}=")
-
-
-def quietly(function, *args, **kwargs):
-    """Call a fit that rightly warns of few epochs or few distinct rows."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return function(*args, **kwargs)
 
 
 @pytest.fixture
@@ -65,7 +54,7 @@ PLAIN = X_with(0.0)
 # Those that can draw new rows.
 with_centers = pytest.mark.parametrize(
     "estimator_class",
-    [ClusteringModule, AECM, DCAN, DeepDPM, AutoencoderDeepDPM],
+    [cls for cls in SMALL if hasattr(cls, "sample")],
     ids=lambda cls: cls.__name__,
 )
 
@@ -120,20 +109,18 @@ METHODS = ["predict", "predict_proba", "transform", "score_samples", "score"]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_predictions_refuse_another_number_of_features(method, estimator_class, small):
-    model = quietly(small(estimator_class, max_iter=1).fit, PLAIN)
-    message = f"X has 2 features, but {estimator_class.__name__} is expecting 3 features"
+def test_predictions_refuse_another_number_of_features(method, fitted):
+    message = f"X has 3 features, but {type(fitted).__name__} is expecting 4 features"
     with pytest.raises(ValueError, match=message):
-        getattr(model, method)(PLAIN[:, :2])
+        getattr(fitted, method)(PLAIN)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_predictions_refuse_bad_values(method, estimator_class, small):
-    model = quietly(small(estimator_class, max_iter=1).fit, PLAIN)
+def test_predictions_refuse_bad_values(method, fitted):
     for name in ("NaN", "infinity", "one dimension", "complex", "strings"):
         X, message = BAD_DATA[name]
         with pytest.raises(ValueError, match=message):
-            getattr(model, method)(X)
+            getattr(fitted, method)(X)
 
 
 @pytest.mark.parametrize("method", [*METHODS, "module_", "to_module"])
@@ -149,7 +136,7 @@ def test_before_fit_there_is_nothing_to_draw_from(estimator_class):
         estimator_class().sample()
 
 
-@pytest.mark.parametrize("cls", [AECM, DCAN, AutoencoderDeepDPM])
+@pytest.mark.parametrize("cls", AUTOENCODERS)
 @pytest.mark.parametrize("method", ["inverse_transform", "interpolate"])
 def test_before_fit_there_is_nothing_to_decode(method, cls):
     with pytest.raises(NotFittedError, match="not fitted yet"):
@@ -158,10 +145,9 @@ def test_before_fit_there_is_nothing_to_decode(method, cls):
 
 @with_centers
 @pytest.mark.parametrize("n_samples", [0, -1, 1.5, "2"])
-def test_a_number_of_samples_that_cannot_be_is_refused(n_samples, estimator_class, small):
-    model = quietly(small(estimator_class, max_iter=1).fit, PLAIN)
+def test_a_number_of_samples_that_cannot_be_is_refused(n_samples, estimator_class, fitted):
     with pytest.raises(ValueError, match="n_samples must be an integer >= 1; got"):
-        model.sample(n_samples)
+        fitted.sample(n_samples)
 
 
 # --- Bad weights ---
@@ -188,240 +174,154 @@ def test_bad_weights_are_refused_before_training(name, estimator_class, small):
 
 # --- Bad parameters ---
 
-ALL = [
-    ("n_clusters", 0),
-    ("n_clusters", -1),
-    ("n_clusters", 2.5),
-    ("n_clusters", "4"),
-    ("n_clusters", None),
-    ("n_init", 0),
-    ("n_init", "best"),
-    ("max_iter", -1),
-    ("max_iter", 1.5),
-    ("batch_size", 0),
-    ("batch_size", "all"),
-    ("learning_rate_init", 0.0),
-    ("learning_rate_init", -1.0),
-    ("learning_rate_init", "small"),
-    ("tol", -1e-3),
-    ("tol", None),
-    ("n_iter_no_change", 0),
-    ("warm_start", "yes"),
-    ("device", 0.5),
-    ("device", None),
-    ("dtype", "float16"),
-    ("dtype", np.float32),
-    ("random_state", "seed"),
-    ("verbose", -1),
-    ("verbose", "loud"),
-    ("scale", None),
-    ("selection", "bic"),
-]
-CENTERS = [
-    ("n_init", "auto"),
-    ("concentration", 0.0),
-    ("concentration", -1.0),
-    ("concentration", "paper"),
-    ("concentration", None),
-    ("solver", "lbfgs"),
-    ("epsilon", 0.0),
-    ("max_grad_norm", 0.0),
-    ("averaging", "yes"),
-    ("init", "kmeans"),
-]
-DPM = [
-    ("n_clusters_init", 0),
-    ("n_clusters_init", 2.5),
-    ("n_clusters_init", None),
-    ("max_clusters", 0),
-    ("amortized", "yes"),
-    ("covariance_type", "tied"),
-    ("concentration", 0.0),
-    ("concentration", None),
-    ("prior_scale", 0.0),
-    ("prior_scale", None),
-    ("prior_dof", 0.0),
-    ("prior_kappa", 0.0),
-    ("scaling", "norm"),
-    ("check_unions", None),
-    ("stochastic", "yes"),
-    ("hidden_layer_sizes", 100),
-    ("split_merge_every", 0),
-    ("freeze", -1),
-    ("subcluster_learning_rate", 0.0),
-]
-ONE = {
-    ClusteringModule: [*CENTERS, ("init", None), ("init", 3), ("encoder_init", "random")],
-    NeuralMixtureEM: [
-        ("hidden_layer_sizes", 100),
-        ("image_shape", 28),
-        ("network", 3),
-        ("sobel", "yes"),
-        ("augmentation", 0.1),
-        ("two_fold", None),
-        ("consistency_learning_rate", 0.0),
-        ("consistency_warm_up", -1),
-        ("weights", "balanced"),
-        ("weights", None),
-        ("gamma", 0.0),
-        ("ensemble", 2),
-        ("weight_decay", -1e-3),
-        ("precision", "float16"),
-    ],
-    DCAN: [
-        ("n_init", "auto"),
-        ("divergence", "wasserstein"),
-        ("divergence", None),
-        ("covariance_type", "ellipse"),
-        ("hidden_layer_sizes", 100),
-        ("latent_dim", 0),
-        ("latent_dim", 2.0),
-        ("clustering_weight", -1.0),
-        ("clustering_weight", None),
-        ("warm_up", -1),
-        ("reconstruction_weight", -1.0),
-        ("conditional", "yes"),
-        ("generator_loss", "hinge"),
-        ("assignment", "nearest"),
-        ("critic_hidden_layer_sizes", 64),
-        ("activation", "leaky"),
-        ("spectral_norm", "yes"),
-        ("label_smoothing", 0.5),
-        ("update_every", -1),
-        ("pool_size", 0),
-        ("memory", 1.0),
-        ("init", "random"),
-        ("readout_n_init", 0),
-        ("equal_weights", None),
-        ("encoder", "MLP"),
-        ("decoder", 3),
-        ("pretrain_max_iter", -1),
-        ("pretrain_max_iter", None),
-        ("max_iter", "all"),
-        ("solver", "lbfgs"),
-        ("momentum", 1.0),
-        ("precision", "float16"),
-    ],
-    DeepDPM: DPM,
-    AutoencoderDeepDPM: [
-        ("clusterer", 4),
-        ("clusterer", KMeans(4)),
-        ("hidden_layer_sizes", 100),
-        ("n_init", "auto"),
-        ("latent_dim", 0),
-        ("encoder", "MLP"),
-        ("decoder", 3),
-        ("pretrain_max_iter", -1),
-        ("n_alternations", -1),
-        ("reconstruction_weight", -1.0),
-        ("clustering_weight", -1.0),
-        ("relative_loss", None),
-        ("weight_decay", -1e-3),
-        ("precision", "float16"),
-    ],
-    AECM: [
-        *CENTERS,
-        ("init", "k-means++"),
-        ("hidden_layer_sizes", 100),
-        ("hidden_layer_sizes", "100"),
-        ("hidden_layer_sizes", None),
-        ("latent_dim", 0),
-        ("latent_dim", 2.0),
-        ("reconstruction_weight", -1.0),
-        ("reconstruction_weight", "beta"),
-        ("orthogonality_weight", -1.0),
-        ("logit_gain", 0.0),
-        ("logit_gain", "auto"),
-        ("encoder", "MLP"),
-        ("decoder", 3),
-        ("pretrain_max_iter", -1),
-        ("clustering_max_iter", 1.5),
-        ("precision", "float16"),
-    ],
+# Values that no estimator takes, by parameter; not those of other types, which scikit-learn's
+# check of parameters tries.
+BAD_PARAMETERS = {
+    "activation": ("leaky",),
+    "amortized": ("yes",),
+    "assignment": ("nearest",),
+    "augmentation": (0.1,),
+    "averaging": ("yes",),
+    "batch_size": (0, "all"),
+    "check_unions": (None,),
+    "clusterer": (4, KMeans()),
+    "clustering_max_iter": (1.5, -1),
+    "clustering_weight": (-1.0, None),
+    "concentration": (0.0, -1.0, "paper", None),
+    "conditional": ("yes",),
+    "consistency_learning_rate": (0.0,),
+    "consistency_warm_up": (-1,),
+    "covariance_type": ("ellipse",),
+    "critic_hidden_layer_sizes": (64,),
+    "decoder": (3, "MLP"),
+    "device": (0.5, None),
+    "divergence": ("wasserstein", None),
+    "dtype": ("float16", np.float32),
+    "encoder": (3, "MLP"),
+    "encoder_init": ("random",),
+    "ensemble": (2,),
+    "epsilon": (0.0,),
+    "equal_weights": (None,),
+    "freeze": (-1,),
+    "gamma": (0.0,),
+    "generator_loss": ("hinge",),
+    "hidden_layer_sizes": (100, "100", None),
+    "image_shape": (28,),
+    "init": ("kmeans", None, 3),
+    "label_smoothing": (0.5,),
+    "latent_dim": (0, 2.0),
+    "learning_rate_init": (0.0, -1.0, "small"),
+    "logit_gain": (0.0, "auto"),
+    "max_clusters": (0,),
+    "max_grad_norm": (0.0,),
+    "max_iter": (-1, 1.5, "all"),
+    "memory": (1.0,),
+    "momentum": (1.0,),
+    "n_alternations": (-1,),
+    "n_clusters": (0, -1, 2.5, "4", None),
+    "n_clusters_init": (0, 2.5, None),
+    "n_init": (0, "best"),
+    "n_iter_no_change": (0,),
+    "network": (3,),
+    "orthogonality_weight": (-1.0,),
+    "pool_size": (0,),
+    "precision": ("float16",),
+    "pretrain_max_iter": (-1, None),
+    "prior_dof": (0.0,),
+    "prior_kappa": (0.0,),
+    "prior_scale": (0.0, None),
+    "random_state": ("seed",),
+    "readout_n_init": (0,),
+    "reconstruction_weight": (-1.0, "beta"),
+    "relative_loss": (None,),
+    "scale": (None,),
+    "scaling": ("norm",),
+    "selection": ("bic",),
+    "sobel": ("yes",),
+    "solver": ("lbfgs",),
+    "spectral_norm": ("yes",),
+    "split_merge_every": (0,),
+    "stochastic": ("yes",),
+    "subcluster_learning_rate": (0.0,),
+    "tol": (-1e-3, None),
+    "two_fold": (None,),
+    "update_every": (-1,),
+    "verbose": (-1, "loud"),
+    "warm_start": ("yes",),
+    "warm_up": (-1,),
+    "weight_decay": (-1e-3,),
+    "weights": ("balanced", None),
 }
-# Of ``ALL``: what DeepDPM has no use for. It finds the number of clusters, ends when no proposal
-# is left, always scales as ``scaling`` says, and selects by the posterior; DCAN has one criterion.
-WITHOUT = {
-    DCAN: {"selection"},
-    DeepDPM: {"n_clusters", "n_iter_no_change", "scale", "selection"},
-    AutoencoderDeepDPM: {"n_clusters", "n_iter_no_change", "selection", "tol"},
-}
-BAD_PARAMETERS = [
-    (cls, *pair)
-    for cls, own in ONE.items()
-    for pair in ALL + own
-    if pair[0] not in WITHOUT.get(cls, ())
-]
 
 
 @pytest.mark.usefixtures("no_training")
-@pytest.mark.parametrize(
-    ("cls", "name", "value"), BAD_PARAMETERS, ids=lambda v: getattr(v, "__name__", str(v))
-)
-def test_a_bad_parameter_is_refused_by_name_before_training(cls, name, value, small):
-    with pytest.raises(ValueError, match=f"The '{name}' parameter of {cls.__name__} must be"):
-        small(cls).set_params(**{name: value}).fit(PLAIN)
+@pytest.mark.parametrize("name", BAD_PARAMETERS)
+def test_a_bad_parameter_is_refused_by_name_before_training(name, small):
+    for cls in (cls for cls in SMALL if name in parameters_of(cls)):
+        for value in BAD_PARAMETERS[name]:
+            with pytest.raises(ValueError, match=f"The '{name}' parameter of {cls.__name__} must"):
+                small(cls).set_params(**{name: value}).fit(PLAIN)
 
 
 def test_no_parameter_escapes_the_table_of_bad_ones(estimator_class):
-    tried = {name for cls, name, _ in BAD_PARAMETERS if cls is estimator_class}
-    assert tried == set(estimator_class().get_params())
+    assert set(parameters_of(estimator_class)) <= set(BAD_PARAMETERS)
 
 
+# Parameters that are legal one by one: each estimator that has them refuses them together.
 COMBINATIONS = [
-    (AECM, {"concentration": [1.0, 2.0]}, "concentration must hold n_clusters=4 positive"),
-    (AECM, {"concentration": [1.0, 2.0, 0.0, 1.0]}, "concentration must hold n_clusters=4"),
-    (AECM, {"concentration": [[1.0] * 4]}, "concentration must hold n_clusters=4"),
-    (AECM, {"concentration": [1.0, 2.0, np.nan, 1.0]}, "concentration must hold n_clusters=4"),
-    (AECM, {"concentration": [1.0, 2.0, np.inf, 1.0]}, "concentration must hold n_clusters=4"),
-    (AECM, {"concentration": ["a"] * 4}, "concentration|could not convert"),
-    (ClusteringModule, {"concentration": [1.0, 2.0]}, "concentration must hold n_clusters=4"),
-    (DeepDPM, {"hidden_layer_sizes": ()}, "hidden_layer_sizes must hold one or more integers"),
-    (DeepDPM, {"max_clusters": 3}, "max_clusters=3 should be >= n_clusters_init=4"),
-    (DCAN, {"hidden_layer_sizes": (8, 0)}, "hidden_layer_sizes must hold integers >= 1; got"),
-    (DCAN, {"critic_hidden_layer_sizes": (0.5,)}, "critic_hidden_layer_sizes must hold integers"),
-    (DCAN, {"precision": "bfloat16", "dtype": "auto"}, "'bfloat16' goes with dtype='float32'"),
-    (AutoencoderDeepDPM, {"hidden_layer_sizes": (8, 0)}, "hidden_layer_sizes must hold integers"),
-    (
-        AutoencoderDeepDPM,
-        {"clusterer__hidden_layer_sizes": ()},
-        "hidden_layer_sizes must hold one or more integers",
-    ),
-    (AutoencoderDeepDPM, {"clusterer__n_init": 0}, "The 'n_init' parameter of DeepDPM must be"),
-    (AutoencoderDeepDPM, {"clusterer__scaling": "normalize"}, "centres could not be decoded"),
-    (AutoencoderDeepDPM, {"clusterer__max_clusters": 3}, "max_clusters=3 should be >="),
-    (
-        AutoencoderDeepDPM,
-        {"clusterer__prior_dof": 1.5},
-        r"prior_dof=1.5 should be > n_features - 1 = 2",
-    ),
-    (AutoencoderDeepDPM, {"clusterer__prior_scale": [1.0, 2.0]}, "prior_scale must be 'auto', 'co"),
-    (
-        AutoencoderDeepDPM,
-        {"precision": "bfloat16", "dtype": "float64"},
-        "'bfloat16' goes with dtype='float32'",
-    ),
-    (None, {"device": "gpu"}, "device='gpu' is not a device that torch knows"),
-    (None, {"device": "cuda:99"}, "device='cuda:99' cannot be used on this machine"),
-    (None, {"device": "meta"}, "device='meta' cannot be used on this machine"),
-    (ClusteringModule, {"init": np.zeros((4, 2))}, r"init has shape \(4, 2\); expected"),
-    (ClusteringModule, {"init": np.zeros((3, 3))}, r"init has shape \(3, 3\); expected"),
-    (ClusteringModule, {"init": np.full((4, 3), np.nan)}, "init contains NaN"),
-    (ClusteringModule, {"init": lambda X, k, random_state: X[:2]}, r"init has shape \(2, 3\)"),
-    (AECM, {"hidden_layer_sizes": (8, 0)}, "hidden_layer_sizes must hold integers >= 1; got"),
-    (AECM, {"hidden_layer_sizes": (8, 2.5)}, "hidden_layer_sizes must hold integers >= 1"),
-    (AECM, {"hidden_layer_sizes": ((8,), 8)}, "hidden_layer_sizes must hold integers >= 1"),
-    (AECM, {"precision": "bfloat16", "dtype": "float64"}, "'bfloat16' goes with dtype='float32'"),
-    (AECM, {"precision": "bfloat16", "dtype": "auto"}, "'bfloat16' goes with dtype='float32'"),
+    ({"device": "gpu"}, "device='gpu' is not a device that torch knows"),
+    ({"device": "cuda:99"}, "device='cuda:99' cannot be used on this machine"),
+    ({"device": "meta"}, "device='meta' cannot be used on this machine"),
+    ({"precision": "bfloat16", "dtype": "float64"}, "'bfloat16' goes with dtype='float32'"),
+    ({"precision": "bfloat16", "dtype": "auto"}, "'bfloat16' goes with dtype='float32'"),
+    ({"concentration": [1.0, 2.0]}, "concentration must hold n_clusters=4 positive"),
+    ({"concentration": [1.0, 2.0, 0.0, 1.0]}, "concentration must hold n_clusters=4"),
+    ({"concentration": [[1.0] * 4]}, "concentration must hold n_clusters=4"),
+    ({"concentration": [1.0, 2.0, np.nan, 1.0]}, "concentration must hold n_clusters=4"),
+    ({"concentration": [1.0, 2.0, np.inf, 1.0]}, "concentration must hold n_clusters=4"),
+    ({"concentration": ["a"] * 4}, "concentration|could not convert"),
+    ({"hidden_layer_sizes": (8, 0)}, "hidden_layer_sizes must hold .*integers >= 1; got"),
+    ({"hidden_layer_sizes": (8, 2.5)}, "hidden_layer_sizes must hold .*integers >= 1"),
+    ({"hidden_layer_sizes": ((8,), 8)}, "hidden_layer_sizes must hold .*integers >= 1"),
+    ({"critic_hidden_layer_sizes": (0.5,)}, "critic_hidden_layer_sizes must hold integers"),
+    ({"clusterer__hidden_layer_sizes": ()}, "hidden_layer_sizes must hold one or more"),
+    ({"clusterer__n_init": 0}, "The 'n_init' parameter of DeepDPM must be"),
+    ({"clusterer__scaling": "normalize"}, "centres could not be decoded"),
+    ({"max_clusters": 3}, "max_clusters=3 should be >= n_clusters_init=4"),
+    ({"prior_dof": 1.5}, r"prior_dof=1.5 should be > n_features - 1 = 2"),
+    ({"prior_scale": [1.0, 2.0]}, "prior_scale must be 'auto', 'codes', a positive"),
+    ({"init": np.zeros((4, 2))}, r"init has shape \(4, 2\); expected"),
+    ({"init": np.zeros((3, 3))}, r"init has shape \(3, 3\); expected"),
+    ({"init": np.full((4, 3), np.nan)}, "init contains NaN"),
+    ({"init": lambda X, k, random_state: X[:2]}, r"init has shape \(2, 3\)"),
 ]
-COMBINATIONS = [(cls, *rest) for only, *rest in COMBINATIONS for cls in ONE if only in (None, cls)]
+
+
+def is_legal(cls, parameters):
+    """Whether an estimator has these parameters and its constraints let each value pass."""
+    if len(taken(cls, **parameters)) < len(parameters):
+        return False
+    own = {name: value for name, value in parameters.items() if name in parameters_of(cls)}
+    try:
+        validate_parameter_constraints(cls._parameter_constraints, own, cls.__name__)
+    except InvalidParameterError:
+        return False
+    return True
 
 
 @pytest.mark.usefixtures("no_training")
-@pytest.mark.parametrize(("cls", "parameters", "message"), COMBINATIONS)
-def test_parameters_that_do_not_fit_are_refused_before_training(cls, parameters, message, small):
-    with pytest.raises(ValueError, match=message):
-        small(cls, **parameters).fit(PLAIN)
+@pytest.mark.parametrize(("parameters", "message"), COMBINATIONS)
+def test_parameters_that_do_not_fit_are_refused_before_training(parameters, message, small):
+    classes = [cls for cls in SMALL if is_legal(cls, parameters)]
+    assert classes
+    for cls in classes:
+        with pytest.raises(ValueError, match=message):
+            small(cls, **parameters).fit(PLAIN)
+
+
+def test_a_clustering_net_needs_a_hidden_layer(small):
+    with pytest.raises(ValueError, match="hidden_layer_sizes must hold one or more integers"):
+        small(DeepDPM, hidden_layer_sizes=()).fit(PLAIN)
 
 
 # --- What works, and says so ---
@@ -429,7 +329,9 @@ def test_parameters_that_do_not_fit_are_refused_before_training(cls, parameters,
 
 def test_constant_features_are_no_obstacle(estimator_class, blobs, small):
     X, y = blobs
-    model = small(estimator_class).fit(np.c_[X, np.full(len(X), 7.0)])
+    model = small(estimator_class, **taken(estimator_class, pretrain_max_iter=30)).fit(
+        np.c_[X, np.full(len(X), 7.0)]
+    )
     assert adjusted_rand_score(model.labels_, y) > 0.9
     np.testing.assert_allclose(model.cluster_centers_[:, -1], 7.0, atol=1.0)
 
@@ -440,7 +342,7 @@ def test_rows_that_are_all_equal_give_one_cluster_and_a_warning(value, estimator
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = small(estimator_class).fit(np.full((30, 3), value))
-    if estimator_class in FINDS_NUMBER:  # one cluster is what was to be found
+    if finds_number(estimator_class):  # one cluster is what was to be found
         assert not caught
         assert model.n_clusters_ == 1
     else:
@@ -452,7 +354,7 @@ def test_rows_that_are_all_equal_give_one_cluster_and_a_warning(value, estimator
 
 def test_fewer_distinct_rows_than_clusters_warn(estimator_class, small):
     X = np.repeat([[0.0, 0.0], [5.0, 5.0]], 20, axis=0)
-    if estimator_class in FINDS_NUMBER:  # two clusters are what was to be found
+    if finds_number(estimator_class):  # two clusters are what was to be found
         model = small(estimator_class).fit(X)
         assert model.n_clusters_ == 2
     else:
@@ -486,15 +388,10 @@ def test_huge_and_tiny_values_work_in_float32(scale, estimator_class, blobs, sma
 
 
 def test_too_few_epochs_warn_with_the_remedy(estimator_class, blobs, small):
-    message = r"did not converge in max_iter=2 epochs \(tol=0.0001.*Increase max_iter, raise tol"
-    if estimator_class in FINDS_NUMBER:  # no n_iter_no_change: end when no proposal is left
-        message = r"did not settle in 2 epochs \(max_iter=2\): .* Increase max_iter, or set tol=0"
-    few = {"max_iter": 2}
-    if estimator_class is AutoencoderDeepDPM:
-        few = {"max_iter": 2, "clusterer__max_iter": 0}
-        message = r"not settle in clusterer__max_iter=0 epochs: .* Increase clusterer__max_iter, or"
+    stage = stage_that_converges(estimator_class)
+    message = rf"did not (converge|settle) in .*{stage}=0\D.* Increase {stage}, .*tol"
     with pytest.warns(ConvergenceWarning, match=message):
-        model = small(estimator_class, tol=1e-4, **few).fit(blobs[0])
+        model = small(estimator_class, tol=1e-4, **{stage: 0}).fit(blobs[0])
     assert not model.converged_
 
 
@@ -506,11 +403,8 @@ def test_without_tolerance_few_epochs_do_not_warn(estimator_class, blobs, small)
 
 
 def test_early_stopping_ends_training_and_says_so(estimator_class, blobs, small):
-    options = {"max_iter": 2000, "tol": 1e-2, "n_iter_no_change": 2}
-    if estimator_class in FINDS_NUMBER:  # end when no proposal is left
-        del options["n_iter_no_change"]
-    if estimator_class is AutoencoderDeepDPM:  # which a clustering does; its own epochs are given
-        options |= {"max_iter": 20, "clusterer__max_iter": 2000}
+    options = taken(estimator_class, tol=1e-2, n_iter_no_change=2)
+    options[stage_that_converges(estimator_class)] = 2000
     model = small(estimator_class, **options).fit(blobs[0])
     assert model.converged_
     assert 2 < model.n_iter_ < 200
@@ -526,9 +420,9 @@ def test_as_many_rows_as_clusters_work(estimator_class, small):
 def test_one_feature_and_one_cluster_work(estimator_class, blobs, small):
     X = blobs[0][:, :1]
     model = quietly(small(estimator_class).fit, X)
-    n_clusters = model.n_clusters_ if estimator_class in FINDS_NUMBER else 4
-    assert model.cluster_centers_.shape == (n_clusters, 1)
-    most = {"max_clusters": 1} if estimator_class in FINDS_NUMBER else {}
+    assert finds_number(estimator_class) or model.n_clusters_ == 4
+    assert model.cluster_centers_.shape == (model.n_clusters_, 1)
+    most = taken(estimator_class, max_clusters=1)
     assert set(small(estimator_class, 1, **most).fit(X).labels_) == {0}
 
 
@@ -553,15 +447,10 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_same_numbers_in_any_container_give_the_same_model(
-    kind, estimator_class, overlapping, small
-):
-    X, _ = overlapping
+def assert_the_same_model_from(kind, model, X):
     X = X.astype(np.float32).astype(np.float64)  # numbers that float32 holds, too
-    expected = small(estimator_class).fit(X)
-    given = KINDS[kind](X)
-    model = small(estimator_class).fit(given)
+    expected, given = clone(model).fit(X), KINDS[kind](X)
+    model.fit(given)
     np.testing.assert_array_equal(model.labels_, expected.labels_)
     np.testing.assert_array_equal(model.predict(given), model.labels_)
     np.testing.assert_allclose(
@@ -570,10 +459,20 @@ def test_the_same_numbers_in_any_container_give_the_same_model(
     np.testing.assert_allclose(model.score(given), expected.score(X), rtol=1e-5)
 
 
-def test_bfloat16_tensors_are_their_values(estimator_class, blobs, small):
+# What is dense becomes one array before an estimator sees it: one estimator is enough.
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_numbers_in_any_container_give_the_same_model(kind, overlapping, small):
+    assert_the_same_model_from(kind, small(ClusteringModule), overlapping[0])
+
+
+def test_sparse_rows_give_the_model_of_dense_ones(estimator_class, overlapping, small):
+    assert_the_same_model_from("CSR array", small(estimator_class), overlapping[0])
+
+
+def test_bfloat16_tensors_are_their_values(blobs, small):
     X = torch.tensor(blobs[0]).to(torch.bfloat16)
-    model = small(estimator_class).fit(X)
-    np.testing.assert_array_equal(model.labels_, small(estimator_class).fit(X.float()).labels_)
+    model = small(ClusteringModule).fit(X)
+    np.testing.assert_array_equal(model.labels_, small(ClusteringModule).fit(X.float()).labels_)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -587,10 +486,10 @@ def test_tensors_on_a_cuda_device_give_arrays(estimator_class, blobs, small):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.int32, np.int64, np.uint16])
-def test_integers_are_computed_as_floats(dtype, estimator_class, overlapping, small):
+def test_integers_are_computed_as_floats(dtype, overlapping, small):
     X = np.round(2 * overlapping[0] + 60).clip(0, 127)
-    integers = small(estimator_class).fit(X.astype(dtype))
-    floats = small(estimator_class).fit(X)
+    integers = small(ClusteringModule).fit(X.astype(dtype))
+    floats = small(ClusteringModule).fit(X)
     np.testing.assert_array_equal(integers.labels_, floats.labels_)
     np.testing.assert_array_equal(integers.labels_, integers.predict(X.astype(dtype)))
     np.testing.assert_array_equal(integers.labels_, integers.predict(X))
@@ -603,8 +502,10 @@ def test_booleans_are_zeros_and_ones(estimator_class, blobs, small):
     np.testing.assert_array_equal(booleans.labels_, floats.labels_)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8])
-@pytest.mark.parametrize("training", ["float32", "auto"])
+@pytest.mark.parametrize(
+    ("dtype", "training"),
+    [(np.float32, "auto"), (np.float64, "auto"), (np.float64, "float32"), (np.uint8, "float32")],
+)
 def test_labels_are_predictions_of_the_training_data(
     dtype, training, estimator_class, overlapping, small
 ):
@@ -613,17 +514,14 @@ def test_labels_are_predictions_of_the_training_data(
     np.testing.assert_array_equal(model.fit_predict(X), model.labels_)
     np.testing.assert_array_equal(model.predict(X), model.labels_)
     assert model.labels_.dtype == np.int64
-    again = small(estimator_class, dtype=training).fit_transform(X)
-    np.testing.assert_array_equal(model.transform(X), again)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_predictions_are_in_the_dtype_of_the_data(dtype, estimator_class, blobs, small):
-    X = blobs[0].astype(dtype)
-    model = small(estimator_class).fit(X)
+def test_predictions_are_in_the_dtype_of_the_data(dtype, fitted, overlapping):
+    X = overlapping[0].astype(dtype)
     for method in ("predict_proba", "transform", "score_samples"):
-        assert getattr(model, method)(X).dtype == dtype
-    assert type(model.score(X)) is float
+        assert getattr(fitted, method)(X).dtype == dtype
+    assert type(fitted.score(X)) is float
 
 
 def test_a_read_only_memory_map_is_used_in_place(estimator_class, blobs, small, tmp_path):
@@ -633,11 +531,8 @@ def test_a_read_only_memory_map_is_used_in_place(estimator_class, blobs, small, 
     np.testing.assert_array_equal(model.predict(mapped), model.labels_)
 
 
-def test_predictions_do_not_hang_on_how_rows_are_batched(
-    estimator_class, overlapping, small, monkeypatch
-):
-    X, _ = overlapping
-    model = small(estimator_class).fit(X)
+def test_predictions_do_not_hang_on_how_rows_are_batched(fitted, overlapping, monkeypatch):
+    X, model = overlapping[0], fitted
     whole = model.predict_proba(X), model.transform(X), model.score_samples(X)
     monkeypatch.setattr("deepmix._torch.inference_batch_size", lambda *a: 7)
     parts = model.predict_proba(X), model.transform(X), model.score_samples(X)
@@ -645,12 +540,12 @@ def test_predictions_do_not_hang_on_how_rows_are_batched(
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_weights_of_any_container_are_weights(estimator_class, blobs, small):
+def test_weights_of_any_container_are_weights(blobs, small):
     X, _ = blobs
     weight = 1 + np.arange(len(X)) % 3
-    expected = small(estimator_class).fit(X, sample_weight=weight.astype(float))
+    expected = small(ClusteringModule).fit(X, sample_weight=weight.astype(float))
     for given in (weight, weight.tolist(), pd.Series(weight), torch.tensor(weight)):
-        model = small(estimator_class).fit(X, sample_weight=given)
+        model = small(ClusteringModule).fit(X, sample_weight=given)
         np.testing.assert_array_equal(model.cluster_centers_, expected.cluster_centers_)
 
 
@@ -665,20 +560,23 @@ def test_equal_weights_are_no_weights(estimator_class, blobs, small):
 # --- Nothing else is changed ---
 
 
+# Arrays that a user gives as parameters, to the estimators that take them.
+ARRAYS = {
+    "concentration": np.array([4.0, 2.0, 3.0, 5.0]),
+    "weights": np.array([4.0, 2.0, 3.0, 5.0]) / 14,
+    "prior_scale": np.array([4.0, 2.0, 3.0]),
+    "hidden_layer_sizes": np.array([8, 6]),
+}
+
+
 def test_neither_the_users_arrays_nor_global_states_are_changed(
     estimator_class, blobs, small, global_random_states
 ):
     X, weight = np.array(blobs[0]), 1.0 + np.arange(240) % 3
-    name, array = "concentration", np.array([4.0, 2.0, 3.0, 5.0])
-    if estimator_class is NeuralMixtureEM:
-        name, array = "weights", array / array.sum()
-    elif estimator_class in FINDS_NUMBER:
-        name, array = "prior_scale", array[:3]
-    elif estimator_class is DCAN:
-        name, array = "hidden_layer_sizes", np.array([16, 8])
+    parameters = {n: a.copy() for n, a in ARRAYS.items() if is_legal(estimator_class, {n: a})}
     random_state = np.random.RandomState(0)
-    copies = X.copy(), weight.copy(), array.copy()
-    model = small(estimator_class, random_state=random_state, **{name: array})
+    copies = X.copy(), weight.copy()
+    model = small(estimator_class, random_state=random_state, **parameters)
     before = global_random_states()
     model.fit(X, sample_weight=weight)
     for method in METHODS:
@@ -687,7 +585,9 @@ def test_neither_the_users_arrays_nor_global_states_are_changed(
         model.sample(5)
     model.module_(torch.tensor(X, dtype=torch.float32))
     assert global_random_states() == before
-    for given, copy in zip((X, weight, array), copies):
+    for given, copy in zip(
+        (X, weight, *parameters.values()), (*copies, *map(ARRAYS.get, parameters))
+    ):
         np.testing.assert_array_equal(given, copy)
 
 
@@ -711,9 +611,8 @@ def test_a_fit_without_a_seed_still_touches_no_torch_generator(estimator_class, 
 # --- The module ---
 
 
-def test_the_module_maps_data_to_responsibilities(estimator_class, blobs, small):
-    X = blobs[0].astype(np.float32)
-    model = small(estimator_class).fit(X)
+def test_the_module_maps_data_to_responsibilities(fitted, overlapping):
+    X, model = overlapping[0].astype(np.float32), fitted
     module = model.to_module()
     assert isinstance(module, nn.Module)
     assert not module.training
@@ -722,9 +621,8 @@ def test_the_module_maps_data_to_responsibilities(estimator_class, blobs, small)
     np.testing.assert_allclose(resp, model.predict_proba(X), rtol=1e-4, atol=1e-6)
 
 
-def test_training_the_module_does_not_change_the_estimator(estimator_class, blobs, small):
-    X, _ = blobs
-    model = small(estimator_class).fit(X)
+def test_training_the_module_does_not_change_the_estimator(fitted, overlapping):
+    X, model = overlapping[0], fitted
     before = model.predict_proba(X)
     with torch.no_grad():
         for parameter in model.module_.parameters():
@@ -735,18 +633,17 @@ def test_training_the_module_does_not_change_the_estimator(estimator_class, blob
 # --- Going on, stopping short ---
 
 
-def test_warm_start_goes_on_from_the_last_solution(estimator_class, overlapping, small):
-    X, _ = overlapping
-    model = small(estimator_class, warm_start=True, learning_rate_init=1e-3).fit(X)
-    # The other term of AutoencoderDeepDPM has another unit in each alternation.
-    other = estimator_class is AutoencoderDeepDPM
-    term, slack = ("reconstruction", 2e-2) if other else ("loss", 1e-2)
-    before = model.history_[term][-1], model.labels_
-    model.fit(X)
-    assert model.history_[term][0] < before[0] * (1 + slack)
-    assert adjusted_rand_score(before[1], model.labels_) > 0.8
-    fresh = small(estimator_class, learning_rate_init=1e-3).fit(X)
-    assert model.history_[term][-1] < fresh.history_[term][0]
+def test_warm_start_goes_on_from_the_last_solution(estimator_class, blobs, small):
+    X, _ = blobs
+    model = small(estimator_class, warm_start=True).fit(X)
+    # The loss of a game is no measure, nor one that is relative to a unit of its alternation.
+    term = "reconstruction" if "reconstruction" in model.history_ else "loss"
+    first, labels = model.history_[term], model.labels_
+    # So slowly that an epoch hardly moves the loss.
+    model.set_params(learning_rate_init=1e-3).fit(X)
+    assert model.history_[term][0] - first[-1] < 0.3 * (first[0] - first[-1])
+    assert adjusted_rand_score(labels, model.labels_) > 0.8
+    assert model.history_[term][-1] < first[0]
 
 
 def test_warm_start_with_no_epoch_changes_nothing(estimator_class, blobs, small):
@@ -762,9 +659,9 @@ def test_warm_start_refuses_what_does_not_fit_the_last_solution(
     change, estimator_class, blobs, small
 ):
     X, _ = blobs
-    model = small(estimator_class, warm_start=True, max_iter=1).fit(X)
+    model = quietly(small(estimator_class, warm_start=True, max_iter=1).fit, X)
     X = X[:, :2] if change == "features" else X
-    if estimator_class in FINDS_NUMBER:  # goes on from the clusters found: another net is refused
+    if finds_number(estimator_class):  # goes on from the clusters found: another net is refused
         model.set_params(hidden_layer_sizes=(50,) if change == "features" else (20,))
     else:
         model.set_params(n_clusters=4 if change == "features" else 3)
@@ -807,7 +704,7 @@ def test_an_interruption_leaves_a_fitted_estimator(
     np.testing.assert_array_equal(model.predict(X), model.labels_)
     monkeypatch.undo()
     # The averaging epoch is left out, and what is kept is the last whole epoch.
-    short = small(estimator_class, max_iter=3, n_init=1, **UNAVERAGED[estimator_class])
+    short = small(estimator_class, max_iter=3, n_init=1, **taken(estimator_class, averaging=False))
     if n_init == 1:
         np.testing.assert_array_equal(short.fit(X).transform(X), model.transform(X))
 
@@ -819,7 +716,7 @@ def test_an_interruption_in_pretraining_leaves_a_fitted_estimator(
 ):
     X, _ = blobs
     interrupt_in(monkeypatch, press_ctrl_c, "pretrain", epoch)
-    with pytest.warns(ConvergenceWarning, match=r"interrupted after \d of 15 epochs \(pretrain"):
+    with pytest.warns(ConvergenceWarning, match=r"interrupted after \d of 5 epochs \(pretrain"):
         model = small(AECM, init=init, tol=1e-9).fit(X)
     assert model.n_iter_ == 0
     assert len(model.history_["pretrain_reconstruction"]) == epoch + 1
@@ -832,7 +729,7 @@ def test_an_interruption_between_pretraining_and_joint_training_ends_the_fit(
     interrupt_in(monkeypatch, press_ctrl_c, "clustering", 0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = small(AECM, init="pretrain-pinv", tol=1e-9).fit(blobs[0])
+        model = small(AECM, init="pretrain-pinv", clustering_max_iter=2, tol=1e-9).fit(blobs[0])
     assert any("(clustering)" in str(w.message) for w in caught)
     assert model.n_iter_ == 0
 
@@ -847,7 +744,7 @@ def test_nothing_is_printed_unless_asked_for(estimator_class, blobs, small, caps
 
 @pytest.mark.parametrize(("verbose", "n_lines"), [(1, 3), (10, 20)])
 def test_verbose_prints_epochs(verbose, n_lines, estimator_class, blobs, small, capsys):
-    options = {"max_iter": 20, "verbose": verbose, **UNAVERAGED[estimator_class]}
+    options = taken(estimator_class, max_iter=20, verbose=verbose, averaging=False)
     small(estimator_class, **options).fit(blobs[0])
     lines = capsys.readouterr().out.splitlines()
     fits = [line for line in lines if line.startswith(f"[{estimator_class.__name__}] fit ")]

@@ -1,37 +1,23 @@
 """Modules leave the package: `torch.export` and ONNX, for any number of rows."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
+from common import MAY_BE_EMPTY, SMALL
 from torch.export import Dim
 
-from deepmix import (
-    AECM,
-    DCAN,
-    AutoencoderDeepDPM,
-    ClusteringModule,
-    DeepDPM,
-    NeuralMixtureEM,
-)
+from deepmix import DCAN, AutoencoderDeepDPM, DeepDPM
 
-SHORT = {"max_iter": 2}
+pytestmark = MAY_BE_EMPTY
+EM = {"amortized": False}
 ESTIMATORS = {
-    "ClusteringModule": (ClusteringModule, SHORT),
-    "AECM": (AECM, {**SHORT, "pretrain_max_iter": 2}),
-    "NeuralMixtureEM": (NeuralMixtureEM, SHORT),
-    "DeepDPM": (DeepDPM, SHORT),
-    "DeepDPM, EM": (DeepDPM, {**SHORT, "amortized": False}),
-    "DeepDPM, EM, diag": (DeepDPM, {**SHORT, "amortized": False, "covariance_type": "diag"}),
-    "DeepDPM, EM, normalize": (DeepDPM, {**SHORT, "amortized": False, "scaling": "normalize"}),
-    "AutoencoderDeepDPM": (AutoencoderDeepDPM, {**SHORT, "clusterer__max_iter": 2}),
-    "AutoencoderDeepDPM, amortized": (
-        AutoencoderDeepDPM,
-        {**SHORT, "clusterer__max_iter": 2, "amortized": True},
-    ),
+    **{cls.__name__: (cls, {}) for cls in SMALL},
+    "DeepDPM, EM": (DeepDPM, EM),
+    "DeepDPM, EM, diag": (DeepDPM, {**EM, "covariance_type": "diag"}),
+    "DeepDPM, EM, normalize": (DeepDPM, {**EM, "scaling": "normalize"}),
+    "AutoencoderDeepDPM, amortized": (AutoencoderDeepDPM, {"amortized": True}),
     **{
-        f"DCAN, {kind}": (DCAN, {**SHORT, "pretrain_max_iter": 2, "covariance_type": kind})
+        f"DCAN, {kind}": (DCAN, {"covariance_type": kind})
         for kind in ("full", "tied", "diag", "spherical", "tied_spherical", "tracked")
     },
 }
@@ -42,10 +28,7 @@ def fitted(request, blobs, small):
     """A fitted model, 50 rows, and their responsibilities."""
     cls, parameters = ESTIMATORS[request.param]
     X = blobs[0].astype(np.float32)
-    with warnings.catch_warnings():
-        # After so short a training clusters may be empty.
-        warnings.simplefilter("ignore", UserWarning)
-        model = small(cls, **parameters).fit(X)
+    model = small(cls, **parameters).fit(X)
     return model, X[:50], model.predict_proba(X[:50])
 
 

@@ -174,29 +174,19 @@ def test_public_names_are_importable():
         assert missing == [], name
 
 
-def test_import_is_light():
+def test_import_is_light_and_leaves_global_state_alone():
     """What scikit-learn and torch load themselves does not count."""
     heavy = {"matplotlib", "pandas", "PIL", "polars", "pytest", "rich", "sphinx"}
     code = (
-        "import sys, sklearn.cluster, sklearn.mixture, torch\n"
-        "before = set(sys.modules)\n"
+        "import sys, numpy, sklearn.cluster, sklearn.mixture, torch\n"
+        "def state():\n"
+        "    return (torch.get_rng_state().tolist(), numpy.random.get_state()[1].tolist(),"
+        " torch.get_num_threads(), torch.get_default_dtype())\n"
+        "before, modules = state(), set(sys.modules)\n"
         "import deepmix\n"
-        "print(*(set(sys.modules) - before))"
+        "assert state() == before\n"
+        "print(*(set(sys.modules) - modules))"
     )
     result = run("-c", code, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     assert heavy & set(result.stdout.split()) == set()
-
-
-def test_import_leaves_global_state_alone():
-    code = (
-        "import numpy, torch\n"
-        "before = (torch.get_rng_state().tolist(), numpy.random.get_state()[1].tolist(),"
-        " torch.get_num_threads(), torch.get_default_dtype())\n"
-        "import deepmix\n"
-        "after = (torch.get_rng_state().tolist(), numpy.random.get_state()[1].tolist(),"
-        " torch.get_num_threads(), torch.get_default_dtype())\n"
-        "assert before == after"
-    )
-    result = run("-c", code, cwd=ROOT)
-    assert result.returncode == 0, result.stderr

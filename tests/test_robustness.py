@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from common import AUTOENCODERS, FINDS_NUMBER, MAY_BE_EMPTY, SMALL, quietly, taken
 from sklearn.base import clone
 from sklearn.datasets import make_blobs
 from sklearn.exceptions import ConvergenceWarning
@@ -19,39 +20,10 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.model_selection import GridSearchCV
 from torch import nn
 
-from deepmix import (
-    AECM,
-    DCAN,
-    AutoencoderDeepDPM,
-    ClusteringModule,
-    DeepDPM,
-    NeuralMixtureEM,
-)
+from deepmix import AECM, ClusteringModule, DeepDPM, NeuralMixtureEM
 from deepmix._torch import THREADED_WORK, threads_for
 
-# After so few epochs it hangs on the last digits whether each cluster has a row.
-pytestmark = pytest.mark.filterwarnings("ignore:Number of distinct clusters")
-
-# A second of training is more than these tests need.
-PRETRAINED = {"pretrain_max_iter": 4, "max_iter": 4}
-QUICK = {
-    ClusteringModule: {"max_iter": 6},
-    AECM: PRETRAINED,
-    DCAN: PRETRAINED,
-    NeuralMixtureEM: {"max_iter": 10},
-    DeepDPM: {"max_iter": 8, "split_merge_every": 20, "freeze": 5},
-    AutoencoderDeepDPM: {**PRETRAINED, "clusterer__max_iter": 6},
-}
-
-
-@pytest.fixture
-def small(small):
-    """The estimators of the other tests, trained for a few epochs."""
-    return lambda cls, *args, **options: small(cls, *args, **{**QUICK[cls], **options})
-
-
-FINDS_NUMBER = (DeepDPM, AutoencoderDeepDPM)
-AUTOENCODERS = [AECM, DCAN, AutoencoderDeepDPM]
+pytestmark = MAY_BE_EMPTY
 
 
 def results(model, X):
@@ -88,44 +60,67 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_fit_and_predictions_are_the_same_in_any_mode(mode, estimator_class, overlapping, small):
-    X, _ = overlapping
-    expected = results(small(estimator_class).fit(X), X)
-    with MODES[mode]():
-        model = small(estimator_class).fit(X)
+@contextlib.contextmanager
+def all_modes():
+    with contextlib.ExitStack() as stack:
+        for mode in MODES.values():
+            stack.enter_context(mode())
+        yield
+
+
+def assert_the_mode_is_no_matter(mode, fitted, X):
+    with mode():
+        model = clone(fitted).fit(X)
         found = results(model, X)
         if hasattr(model, "sample"):
             drawn = model.sample(5)[0]
         assert model.module_.training is False
-    assert_same(expected, found)
+    assert_same(results(fitted, X), found)
     if hasattr(model, "sample"):
-        np.testing.assert_array_equal(model.sample(5)[0], drawn)
+        np.testing.assert_array_equal(fitted.sample(5)[0], drawn)
+
+
+def test_a_fit_and_predictions_are_the_same_in_all_modes_at_once(fitted, overlapping):
+    assert_the_mode_is_no_matter(all_modes, fitted, overlapping[0])
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_amortized_and_em_find_the_same_number_in_any_mode(mode, blobs, small):
-    X, _ = blobs
-    with MODES[mode]():
-        model = small(DeepDPM, 1, amortized=False, max_iter=200, tol=1e-3).fit(X)
+def test_a_fit_and_predictions_are_the_same_in_any_mode(mode, overlapping, small):
+    X, _ = overlapping
+    assert_the_mode_is_no_matter(MODES[mode], small(AECM).fit(X), X)
+
+
+def test_em_finds_the_same_number_in_all_modes(blobs, small):
+    with all_modes():
+        model = small(DeepDPM, 1, amortized=False, max_iter=200, tol=1e-3).fit(blobs[0])
     assert model.n_clusters_ == 4
 
 
 @pytest.mark.parametrize("cls", AUTOENCODERS)
-@pytest.mark.parametrize("mode", ["autocast", "default dtype float64"])
-def test_a_network_of_the_user_is_the_same_in_any_mode(mode, cls, blobs, small):
+def test_a_network_of_the_user_is_the_same_in_all_modes(cls, blobs, small):
     X, _ = blobs
 
     def build(n_in, n_out):
         return nn.Sequential(nn.Linear(n_in, 8), nn.Dropout(0.1), nn.ReLU(), nn.Linear(8, n_out))
 
     expected = small(cls, encoder=build).fit(X).transform(X)
-    with MODES[mode]():
+    with all_modes():
         found = small(cls, encoder=build).fit(X).transform(X)
     np.testing.assert_array_equal(found, expected)
 
 
 # --- Threads ---
+
+
+def before_calls_of(monkeypatch, cls, hook, function):
+    """Call a function before each call of a method of the estimator."""
+    whole = getattr(cls, hook)
+
+    def watched(*args, **options):
+        function()
+        return whole(*args, **options)
+
+    monkeypatch.setattr(cls, hook, watched)
 
 
 @pytest.fixture
@@ -186,56 +181,56 @@ def test_limits_of_parallel_threads_do_not_meet():
 @pytest.mark.usefixtures("two_threads")
 def test_a_fit_of_a_small_network_runs_on_one_thread(estimator_class, blobs, small, monkeypatch):
     seen = []
-    whole = estimator_class._train
-
-    def train(*args):
-        seen.append(torch.get_num_threads())
-        return whole(*args)
-
-    monkeypatch.setattr(estimator_class, "_train", train)
+    before_calls_of(
+        monkeypatch, estimator_class, "_train", lambda: seen.append(torch.get_num_threads())
+    )
     small(estimator_class).fit(blobs[0])
     assert set(seen) == {1}
     assert torch.get_num_threads() == 2
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_a_fit_of_a_large_network_has_the_users_threads(blobs, monkeypatch):
+def test_a_fit_of_a_large_network_has_the_users_threads(blobs, small, monkeypatch):
     seen = []
-    whole = AECM._train
-    monkeypatch.setattr(
-        AECM, "_train", lambda *args: seen.append(torch.get_num_threads()) or whole(*args)
-    )
-    model = AECM(4, pretrain_max_iter=0, max_iter=1, tol=0, averaging=False, random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of one epoch
-        model.fit(blobs[0])
+    before_calls_of(monkeypatch, AECM, "_train", lambda: seen.append(torch.get_num_threads()))
+    wide = {"hidden_layer_sizes": (400, 400), "batch_size": 240}
+    model = small(AECM, pretrain_max_iter=0, max_iter=1, averaging=False, **wide)
+    quietly(model.fit, blobs[0])  # one epoch
     assert seen == [2]
 
 
 # --- Sample weights ---
 
-RELATIVE = [ClusteringModule, AECM, NeuralMixtureEM, DCAN]
+# A number of clusters that is found hangs on how many rows there are.
+RELATIVE = [cls for cls in SMALL if cls not in FINDS_NUMBER]
 CONSTANTS = [1 / 300, 0.1, 0.9, 3.0, 1e6, 1e9, 1e-46]
 
 
-@pytest.mark.parametrize("cls", RELATIVE)
-def test_equal_weights_of_any_size_are_no_weights(cls, overlapping, small):
-    X, _ = overlapping
-    plain = small(cls).fit(X)
-    for constant in CONSTANTS:
-        model = small(cls).fit(X, sample_weight=np.full(len(X), constant))
-        np.testing.assert_array_equal(model.labels_, plain.labels_, err_msg=str(constant))
+def assert_weights_are_no_weights(model, X, constant):
+    plain = clone(model).fit(X)
+    model.fit(X, sample_weight=np.full(len(X), constant))
+    np.testing.assert_array_equal(model.labels_, plain.labels_)
 
 
 @pytest.mark.parametrize("cls", RELATIVE)
-@pytest.mark.parametrize("factor", [2.0**-40, 2.0**30])
-def test_only_the_ratios_of_weights_count(factor, cls, overlapping, small):
+def test_equal_weights_are_no_weights(cls, overlapping, small):
+    assert_weights_are_no_weights(small(cls), overlapping[0], 0.1)
+
+
+@pytest.mark.parametrize("constant", CONSTANTS)
+def test_equal_weights_of_any_size_are_no_weights(constant, overlapping, small):
+    assert_weights_are_no_weights(small(ClusteringModule), overlapping[0], constant)
+
+
+@pytest.mark.parametrize("cls", RELATIVE)
+def test_only_the_ratios_of_weights_count(cls, overlapping, small):
     X, _ = overlapping
     # Of a mean that cannot be one of counts, so that both are brought to the same.
     weight = 2.0**-20 * (1 + np.arange(len(X)) % 3)
-    first = small(cls).fit(X, sample_weight=weight)
-    second = small(cls).fit(X, sample_weight=factor * weight)
-    np.testing.assert_array_equal(first.predict_proba(X), second.predict_proba(X))
+    first = small(cls).fit(X, sample_weight=weight).predict_proba(X)
+    for factor in (2.0**-40, 2.0**30):
+        second = small(cls).fit(X, sample_weight=factor * weight).predict_proba(X)
+        np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.parametrize("cls", FINDS_NUMBER)
@@ -257,24 +252,20 @@ def test_weights_that_underflow_are_what_is_refused(cls, blobs, small):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
-def test_one_row_of_a_reversed_array_is_a_row(dtype, estimator_class, blobs, small):
-    X = (10 * blobs[0] + 100).clip(0, 255).astype(dtype)
-    model = small(estimator_class).fit(X)
-    row = X[::-1][:1]
+def test_one_row_of_a_reversed_array_is_a_row(dtype, fitted, overlapping):
+    row = (10 * overlapping[0] + 100).clip(0, 255).astype(dtype)[::-1][:1]
     assert row.strides[0] < 0
     for name in ("predict", "predict_proba", "transform", "score_samples"):
-        expected = getattr(model, name)(row.copy())
-        np.testing.assert_array_equal(getattr(model, name)(row), expected)
+        expected = getattr(fitted, name)(row.copy())
+        np.testing.assert_array_equal(getattr(fitted, name)(row), expected)
 
 
 def test_one_reversed_column_and_reversed_weights_are_what_they_hold(estimator_class, blobs, small):
     X, weight = blobs[0][:, :1], 1.0 + np.arange(240) % 3
-    options = {"max_clusters": 2} if estimator_class in FINDS_NUMBER else {}
-    model = small(estimator_class, 2, **options)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        expected = clone(model).fit(X, sample_weight=weight)
-        found = clone(model).fit(X[::-1].copy()[::-1], sample_weight=weight[::-1].copy()[::-1])
+    model = small(estimator_class, 2, **taken(estimator_class, max_clusters=2))
+    expected = quietly(clone(model).fit, X, sample_weight=weight)
+    reversed_ = (values[::-1].copy()[::-1] for values in (X, weight))
+    found = quietly(lambda X, w: clone(model).fit(X, sample_weight=w), *reversed_)
     np.testing.assert_array_equal(found.labels_, expected.labels_)
 
 
@@ -331,7 +322,8 @@ def test_dropout_draws_from_the_generator_of_the_fit(
     with torch.random.fork_rng():
         encoder = build(3, 3) if as_module else build
     before = global_random_states()
-    models = [small(cls, encoder=encoder, latent_dim=3).fit(X) for _ in range(2)]
+    # So much is dropped that clusters may be empty: whether they are hangs on the kernels' digits.
+    models = [quietly(small(cls, encoder=encoder, latent_dim=3).fit, X) for _ in range(2)]
     assert global_random_states() == before
     np.testing.assert_array_equal(models[0].transform(X), models[1].transform(X))
     np.testing.assert_array_equal(models[0].predict(X), models[0].labels_)
@@ -416,9 +408,9 @@ def test_even_batches_of_two_rows_leave_none_alone():
 
 
 def test_labels_are_made_without_all_responsibilities():
-    """400,000 rows and 500 clusters: their responsibilities would take 1.6 GB in float64."""
-    X = np.random.default_rng(0).random((400_000, 2))
-    model = ClusteringModule(500, init=X[:500], max_iter=0, tol=0).fit(X[:20_000])
+    """100,000 rows and 500 clusters: their responsibilities would take 400 MB in float64."""
+    X = np.random.default_rng(0).random((100_000, 2))
+    model = ClusteringModule(500, init=X[:500], max_iter=0, tol=0).fit(X[:2000])
     tracemalloc.start()
     labels = model.predict(X)
     _, peak = tracemalloc.get_traced_memory()
@@ -476,12 +468,11 @@ def test_pixels_are_no_counts(small):
         small(ClusteringModule).fit(load_digits().data[:300])
 
 
-def test_a_fitted_state_of_another_network_is_refused(estimator_class, blobs, small):
-    model = small(estimator_class).fit(blobs[0])
-    name = next(iter(model._state))
-    model._state[name] = np.zeros((7, 7, 7))
+def test_a_fitted_state_of_another_network_is_refused(fitted, overlapping):
+    name = next(iter(fitted._state))
+    fitted._state[name] = np.zeros((7, 7, 7))
     with pytest.raises(ValueError, match=r"are not those of its network.*Fit it again"):
-        model.predict(blobs[0])
+        fitted.predict(overlapping[0])
 
 
 # --- Far rows ---
@@ -561,18 +552,13 @@ def test_a_batch_of_another_scale_is_warned_of():
 
 def pressed_in(monkeypatch, press, cls, hook):
     """Press Ctrl-C at the beginning of a method of the estimator, once."""
-    whole, times = getattr(cls, hook), []
-
-    def watched(*args, **options):
-        if not times:
-            times.append(1)
-            press()
-        return whole(*args, **options)
-
-    monkeypatch.setattr(cls, hook, watched)
+    times = []
+    before_calls_of(monkeypatch, cls, hook, lambda: times.append(1) or len(times) > 1 or press())
 
 
-@pytest.mark.parametrize("hook", ["_init_network", "_train", "_attributes", "_labels"])
+@pytest.mark.parametrize(
+    "hook", ["_init_network", "_train", "_criterion", "_attributes", "_labels"]
+)
 def test_ctrl_c_anywhere_in_a_fit_leaves_a_fitted_estimator(
     hook, estimator_class, blobs, small, monkeypatch, press_ctrl_c
 ):
@@ -589,10 +575,10 @@ def test_ctrl_c_in_a_second_restart_keeps_the_first(blobs, small, monkeypatch, p
     criteria = []
     whole = AECM._criterion
 
-    def criterion(*args):
+    def criterion(*args, **options):
         if not criteria:
             press_ctrl_c()
-        criteria.append(whole(*args))
+        criteria.append(whole(*args, **options))
         return criteria[-1]
 
     monkeypatch.setattr(AECM, "_criterion", criterion)
@@ -604,10 +590,9 @@ def test_ctrl_c_in_a_second_restart_keeps_the_first(blobs, small, monkeypatch, p
 
 
 def test_a_second_ctrl_c_raises_and_leaves_the_estimator_as_it_was(
-    estimator_class, blobs, small, monkeypatch, press_ctrl_c
+    estimator_class, fitted, overlapping, monkeypatch, press_ctrl_c
 ):
-    X, _ = blobs
-    model = small(estimator_class).fit(X)
+    X, model = overlapping[0], fitted
     before = dict(vars(model))
 
     def press_twice():
@@ -625,16 +610,16 @@ def test_a_second_ctrl_c_raises_and_leaves_the_estimator_as_it_was(
 def test_what_goes_back_are_buffers_too(blobs, small, press_ctrl_c):
     """Running statistics of batch normalisation belong to the epoch of the weights."""
     X, _ = blobs
-    model = small(AECM, max_iter=5, averaging=False, pretrain_max_iter=2)
+    model = small(AECM, max_iter=5, averaging=False, pretrain_max_iter=2, batch_size=80)
     expected = clone(model).set_params(max_iter=2)
     encoder = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 5))
     expected = expected.set_params(encoder=encoder).fit(X)
 
     class Pressing(nn.BatchNorm1d):
         def forward(self, x):
-            # Pretraining has 2 epochs of 12 steps, this is the third step of the third epoch.
+            # Pretraining has 2 epochs of 3 steps, this is the third step of the third epoch.
             self.calls = getattr(self, "calls", 0) + self.training
-            if self.training and self.calls == 2 * 12 + 2 * 12 + 3:
+            if self.training and self.calls == 2 * 3 + 2 * 3 + 3:
                 press_ctrl_c()
             return super().forward(x)
 
@@ -680,7 +665,7 @@ def test_a_handler_of_the_user_stays(estimator_class, blobs, small, monkeypatch,
 # --- What was right and stays so ---
 
 
-def test_thirty_fits_do_not_grow(blobs, small):
+def test_ten_fits_do_not_grow(blobs, small):
     X, _ = blobs
     model = small(ClusteringModule, max_iter=1)
     with warnings.catch_warnings():
@@ -689,32 +674,28 @@ def test_thirty_fits_do_not_grow(blobs, small):
         tracemalloc.start()
         model.fit(X)
         before, _ = tracemalloc.get_traced_memory()
-        for _ in range(30):
+        for _ in range(10):
             model.fit(X)
         after, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    assert after - before < 2**18
+    assert after - before < 2**17
 
 
-def test_sixty_four_predictions_from_eight_threads_are_one(estimator_class, overlapping, small):
-    X, _ = overlapping
-    model = small(estimator_class).fit(X)
+def test_sixty_four_predictions_from_eight_threads_are_one(fitted, overlapping):
+    X, model = overlapping[0], fitted
     expected = model.predict_proba(X)
     with ThreadPoolExecutor(8) as pool:
         for found in pool.map(lambda _: model.predict_proba(X), range(64)):
             np.testing.assert_array_equal(found, expected)
 
 
-def test_one_row_is_the_same_alone(estimator_class, overlapping, small):
-    X, _ = overlapping
-    model = small(estimator_class).fit(X)
+def test_one_row_is_the_same_alone(fitted, overlapping):
+    X, model = overlapping[0], fitted
     alone = np.vstack([model.predict_proba(X[i : i + 1]) for i in range(0, 300, 30)])
     np.testing.assert_allclose(alone, model.predict_proba(X)[::30], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("n_samples", [1, 2])
 def test_one_row_and_two_rows_are_clustered(n_samples, estimator_class, blobs, small):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model = small(estimator_class, 1).fit(blobs[0][:n_samples])
+    model = quietly(small(estimator_class, 1).fit, blobs[0][:n_samples])
     np.testing.assert_array_equal(model.labels_, np.zeros(n_samples))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from common import rows_of
 from torch import nn
 
 from deepmix._torch import (
@@ -29,10 +30,6 @@ CPU = torch.device("cpu")
 
 def numbers(n=50, d=4, seed=0):
     return np.random.default_rng(seed).normal(size=(n, d))
-
-
-def rows_of(X, dtype=torch.float64, **options):
-    return Rows(X, CPU, dtype, **options)
 
 
 def collected(rows, batch_size, seed=None):

@@ -3,19 +3,12 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+from common import SMALL
 
-from deepmix import (
-    AECM,
-    DCAN,
-    AutoencoderDeepDPM,
-    ClusteringModule,
-    DeepDPM,
-    NeuralMixtureEM,
-)
 from hostile.data import Data, Weights, draw_data, draw_weights
 from hostile.parameters import LENGTHS, Made, draw_parameters
 
-ESTIMATORS = (ClusteringModule, AECM, NeuralMixtureEM, DeepDPM, AutoencoderDeepDPM, DCAN)
+ESTIMATORS = tuple(SMALL)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """AECM: equations, limits, starts, networks from outside, decoding, recorded results."""
 
 import warnings
+from functools import partial
 
+import common
 import numpy as np
 import pytest
 import torch
+from common import quietly
 from scipy import stats
 from scipy.special import logsumexp
 from sklearn.cluster import KMeans
@@ -33,6 +36,12 @@ from deepmix.networks import MLP
 RTOL = 1e-10
 
 
+@pytest.fixture
+def small():
+    """The estimator trains for longer than in the common tests: to where the method arrives."""
+    return partial(common.small, hidden_layer_sizes=(16,), batch_size=40, learning_rate_init=5e-3)
+
+
 def identity_network(d=3, k=3, seed=0):
     """A clustering module whose autoencoder does nothing, with parameters of no structure."""
     network = AECMNetwork(d, k, d, (), encoder=nn.Identity(), decoder=nn.Identity()).double()
@@ -45,13 +54,6 @@ def example(n=11, d=3, seed=0):
     draw = np.random.default_rng(seed)
     x = torch.tensor(draw.normal(size=(n, d)))
     return x, torch.tensor(draw.integers(1, 4, n).astype(float))
-
-
-def quietly(function, *args, **kwargs):
-    """Call a fit whose few epochs may leave clusters empty or responsibilities uniform."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return function(*args, **kwargs)
 
 
 # --- Equations ---

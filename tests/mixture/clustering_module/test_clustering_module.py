@@ -1,7 +1,9 @@
 """ClusteringModule: equations, gradient, limits, properties, recorded results."""
 
 import warnings
+from functools import partial
 
+import common
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -35,6 +37,12 @@ from deepmix.mixture.clustering_module.network import ClusteringNetwork
 from deepmix.training import minimize
 
 RTOL = 1e-10
+
+
+@pytest.fixture
+def small():
+    """The estimator trains for longer than in the common tests: to where the method arrives."""
+    return partial(common.small, max_iter=20, batch_size="auto", learning_rate_init=0.01)
 
 
 def example(n=11, k=4, d=3, restarts=2, seed=0):

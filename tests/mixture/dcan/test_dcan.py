@@ -2,15 +2,17 @@
 
 import math
 import warnings
+from functools import partial
 
+import common
 import numpy as np
 import pytest
 import torch
+from common import quietly
 from scipy import stats
 from scipy.special import logsumexp
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from torch import nn
@@ -29,11 +31,17 @@ RTOL = 1e-10
 DIVERGENCES = ("js", "kl", "euclidean")
 
 
-def quietly(function, *args, **kwargs):
-    """Call a fit whose few epochs may leave clusters empty."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return function(*args, **kwargs)
+@pytest.fixture
+def small():
+    """The estimator trains for longer than in the common tests: to where the method arrives."""
+    return partial(
+        common.small,
+        hidden_layer_sizes=(16,),
+        batch_size=40,
+        pretrain_max_iter=20,
+        max_iter=15,
+        learning_rate_init=5e-3,
+    )
 
 
 def example(n=11, d=3, seed=0):

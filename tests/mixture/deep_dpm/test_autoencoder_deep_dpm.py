@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from common import rows_of
 from scipy import stats
 from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
@@ -12,7 +13,6 @@ from sklearn.metrics import adjusted_rand_score
 from torch import nn
 
 from deepmix import AutoencoderDeepDPM, DeepDPM
-from deepmix._torch import Rows
 from deepmix.callbacks import EpochState
 from deepmix.distributions import hard_statistics
 from deepmix.mixture.deep_dpm.autoencoder_deep_dpm import (
@@ -53,10 +53,6 @@ def small_model(clusterer=None, **parameters):
     }
     dpm = DeepDPM(**{"amortized": False, "prior_scale": "codes", **(clusterer or {})})
     return AutoencoderDeepDPM(dpm, **{**settings, **parameters})
-
-
-def rows_of(X):
-    return Rows(X, torch.device("cpu"), torch.float64)
 
 
 # --- Losses ---
