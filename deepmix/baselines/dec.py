@@ -28,7 +28,7 @@ def similarity(z, centers):
 
     The soft assignment of Eq. 1 is :math:`q_{ik} = s_{ik} / \sum_l s_{il}`.
     """
-    return 1 / (1 + torch.cdist(z, centers).square())
+    return 1 / (1 + (z[:, None] - centers).square().sum(dim=2))
 
 
 def target_distribution(resp, weight):

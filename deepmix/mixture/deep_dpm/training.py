@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from deepmix._torch import state_to_numpy
-from deepmix.callbacks import EpochState, Interruption
+from deepmix.callbacks import EpochState, Interruption, StopWhen
 from deepmix.gaussian_mixture import GaussianMixtureHead
 from deepmix.mixture.deep_dpm.losses import clustering_loss, subclustering_loss
 from deepmix.mixture.deep_dpm.network import SubclusteringNets, in_pieces, piece
@@ -276,15 +276,17 @@ def e_step(partition, interruption):
 # --- Training by nets ------------------------------------------------------------------
 
 
-class Settled:
-    """A callback that ends training when no proposal is left."""
+class Settled(StopWhen):
+    """Ends training when the search is finished, as converged if no proposal is left."""
 
     def __init__(self, search):
-        self.search, self.converged = search, False
+        super().__init__(lambda: search.finished)
+        self.partition = search.partition
 
     def __call__(self, state):
-        self.converged = self.search.partition.settled
-        return self.search.finished
+        finished = super().__call__(state)
+        self.converged = self.partition.settled
+        return finished
 
 
 class AmortizedObjective(Objective):
