@@ -51,8 +51,14 @@ few_rows = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWar
 # The data of most checks have few rows: 20 in a batch are few enough for mini-batches. Without
 # proposals, which take most of a fit; they would change the number of clusters, and a check wants
 # one column of predict_proba for each of the four classes of its y.
-AMORTIZED = {"amortized": True, "clustering_learning_rate": 0.05, "clustering_max_iter": 4}
-MINI_BATCHES = [small(cls, batch_size=20, **taken(cls, **AMORTIZED)) for cls in SMALL]
+SHORT = {
+    "amortized": True,
+    "clustering_learning_rate": 0.05,
+    "clustering_max_iter": 4,
+    "pretrain_max_iter": 4,
+    "readout_n_init": 1,
+}
+MINI_BATCHES = [small(cls, batch_size=20, **taken(cls, **SHORT)) for cls in SMALL]
 FULL_BATCHES = [
     small(cls, dtype="auto", batch_size=1000, **taken(cls, amortized=False)) for cls in SMALL
 ]
@@ -104,18 +110,12 @@ def run_check(name, estimator):
 EXACT_CHECKS = [
     "check_sample_weight_equivalence_on_dense_data",
     "check_sample_weight_equivalence_on_sparse_data",
-    "check_sample_weights_not_overwritten",
     "check_estimators_dtypes",
     "check_transformer_preserve_dtypes",
-    "check_transformer_general",
-    "check_transformer_data_not_an_array",
-    "check_estimator_sparse_array",
     "check_clustering",
-    "check_clusterer_compute_labels_predict",
     "check_methods_sample_order_invariance",
     "check_methods_subset_invariance",
     "check_fit_idempotent",
-    "check_fit2d_1sample",
 ]
 
 
