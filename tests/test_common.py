@@ -29,6 +29,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+import deepmix
 from deepmix import AECM, DCAN, ClusteringModule
 from deepmix.datasets import load
 from deepmix.metrics import silhouette_scorer
@@ -162,6 +163,11 @@ OWN_CHECKS = [
 @pytest.mark.parametrize("estimator", MINI_BATCHES, ids=lambda model: type(model).__name__)
 def test_checks_that_scikit_learn_runs_on_itself_pass(estimator, name):
     run_check(name, estimator)
+
+
+def test_every_estimator_of_the_package_is_under_the_common_tests():
+    things = (getattr(deepmix, name) for name in deepmix.__all__)
+    assert {thing for thing in things if isinstance(thing, type)} == set(SMALL)
 
 
 def test_they_are_clusterers_with_a_one_line_repr(estimator_class):
