@@ -556,9 +556,7 @@ def pressed_in(monkeypatch, press, cls, hook):
     before_calls_of(monkeypatch, cls, hook, lambda: times.append(1) or len(times) > 1 or press())
 
 
-@pytest.mark.parametrize(
-    "hook", ["_init_network", "_train", "_criterion", "_attributes", "_labels"]
-)
+@pytest.mark.parametrize("hook", ["_init_network", "_train", "_attributes", "_labels"])
 def test_ctrl_c_anywhere_in_a_fit_leaves_a_fitted_estimator(
     hook, estimator_class, blobs, small, monkeypatch, press_ctrl_c
 ):

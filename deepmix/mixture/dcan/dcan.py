@@ -36,6 +36,7 @@ from deepmix.losses import squared_error
 from deepmix.mixture.dcan.adversarial import OBJECTIVES, Settings
 from deepmix.mixture.dcan.mixture_search import (
     covariance_type_for,
+    in_order,
     k_means,
     plus_plus,
     search_mixture,
@@ -593,7 +594,8 @@ class DCAN(AutoencoderMixture):
                 reg_covar=REG_COVAR,
                 n_init=self.readout_n_init,
             )
-            network.set_mixture(found.parameters)
+            # Of two restarts that end in one mixture, rounding chooses: number both alike.
+            network.set_mixture(in_order(found.parameters))
         return {"_n_lost": int((counts == 0).sum())}
 
     def _readout_type(self, n_rows, n_clusters, n_dimensions):

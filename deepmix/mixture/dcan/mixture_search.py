@@ -26,6 +26,7 @@ import torch
 
 from deepmix.distributions import squared_distances
 from deepmix.gaussian_mixture import (
+    COVARIANCE_TYPES,
     MixtureParameters,
     fit_gaussian_mixture,
     full_covariances,
@@ -146,6 +147,18 @@ def _sample(n_samples, n_clusters, generator):
     if n_samples <= size:
         return slice(None)
     return torch.randperm(n_samples, generator=generator)[:size].sort().values
+
+
+def in_order(parameters):
+    """The same mixture, its components in the order of the first coordinate of their means."""
+    order, covariances = parameters.means[:, 0].argsort(), parameters.covariances
+    tied = COVARIANCE_TYPES[parameters.covariance_type][1]
+    return MixtureParameters(
+        parameters.weights[order],
+        parameters.means[order],
+        covariances if tied else covariances[order],
+        parameters.covariance_type,
+    )
 
 
 # --- Starts ----------------------------------------------------------------------------

@@ -94,7 +94,8 @@ def test_orthonormality_vanishes_for_orthonormal_rows_only():
 
 def test_the_loss_is_the_sum_of_eq_10():
     x, weight = example()
-    network = AECMNetwork(3, 4, 2, (), MLP((3, 5, 2)), MLP((2, 5, 3))).double()
+    coders = {"encoder": MLP((3, 5, 2)), "decoder": MLP((2, 5, 3))}
+    network = AECMNetwork(3, 4, 2, (), **coders).double()
     for parameter in network.parameters():
         parameter.data.normal_(generator=torch.Generator().manual_seed(0))
     objective = JointObjective(network, DirichletPrior(3.0, 1.0, weight), 0.7, 1.3)

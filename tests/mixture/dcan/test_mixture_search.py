@@ -6,7 +6,6 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-from deepmix import mixture_search
 from deepmix.gaussian_mixture import (
     MixtureParameters,
     estimate_gaussians,
@@ -14,6 +13,7 @@ from deepmix.gaussian_mixture import (
     log_joint,
     log_resp,
 )
+from deepmix.mixture.dcan import mixture_search
 from deepmix.mixture.dcan.mixture_search import (
     closest_pairs,
     covariance_type_for,

@@ -125,7 +125,8 @@ def mixture_of(network):
 
 
 def test_the_autoencoder_is_trained_and_the_mixture_is_not():
-    network = AutoencoderDPMNetwork(3, 4, 2, (5,), MLP((3, 5, 2)), MLP((2, 5, 3)))
+    coders = {"encoder": MLP((3, 5, 2)), "decoder": MLP((2, 5, 3))}
+    network = AutoencoderDPMNetwork(3, 4, 2, (5,), **coders)
     (phase,) = FeatureObjective(network, torch.eye(2), 1.0, 1.0).phases()
     assert set(phase.parameters) == set(network.autoencoder.parameters())
 

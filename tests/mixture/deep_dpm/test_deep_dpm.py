@@ -381,7 +381,8 @@ def test_the_same_seed_gives_the_same_bits(amortized, five, global_random_states
 def test_sparse_rows_are_dense_rows(amortized, five):
     X, _ = five
     X = np.where(np.abs(X) < 1, 0, X)
-    options = {"amortized": amortized, "random_state": 0}
+    options = {"amortized": amortized, "max_iter": 20, "tol": 0, "n_init": 1, "random_state": 0}
+    options |= {"split_merge_every": 30, "freeze": 5}
     dense, sparse = DeepDPM(**options).fit(X), DeepDPM(**options).fit(sp.csr_array(X))
     assert dense.n_clusters_ == sparse.n_clusters_
     np.testing.assert_allclose(sparse.means_, dense.means_, rtol=1e-5, atol=1e-5)
@@ -502,7 +503,8 @@ def test_after_the_last_round_the_best_partition_is_taken(amortized, five, monke
 @BOTH
 def test_clones_pickles_and_threads_give_the_same_model(amortized, five):
     X, _ = five
-    model = DeepDPM(3, amortized=amortized, max_iter=60, tol=0, random_state=0)
+    options = {"split_merge_every": 30, "freeze": 5, "n_init": 1, "random_state": 0}
+    model = DeepDPM(3, amortized=amortized, max_iter=15, tol=0, **options)
     fitted = clone(model).fit(X)
     text = pickle.dumps(fitted)
     assert b"torch" not in text
@@ -585,7 +587,10 @@ ERRORS = [
     ({"hidden_layer_sizes": ()}, r"hidden_layer_sizes must hold one or more integers >= 1; got"),
     ({"n_clusters_init": 3, "max_clusters": 2}, r"max_clusters=2 should be >= n_clusters_init=3"),
     ({"prior_dof": 1.5}, r"prior_dof=1.5 should be > n_features - 1 = 2"),
-    ({"prior_scale": [1.0, 2.0]}, r"prior_scale must be 'auto', a positive number, or an array"),
+    (
+        {"prior_scale": [1.0, 2.0]},
+        r"prior_scale must be 'auto', 'codes', a positive number, or an array",
+    ),
     ({"prior_scale": -np.eye(3)}, r"prior_scale must be 'auto'"),
     ({"n_clusters_init": 901}, r"n_samples=900 should be >= n_clusters_init=901"),
 ]
