@@ -123,7 +123,7 @@ class DEC(AutoencoderMixture):
     ----------
     latent_centers_, cluster_centers_ : ndarray of shape (n_clusters, latent_dim or n_features)
         Centres among the codes, and decoded.
-    labels_, n_clusters_, history_, n_iter_, converged_, device_
+    labels_, weights_, n_clusters_, history_, n_iter_, converged_, device_
         As in `AECM`.
 
     References
@@ -182,7 +182,8 @@ class DEC(AutoencoderMixture):
             history = self._minimize(fit, network, objective, **stage)
         resp, weight = gather_batchwise(network.eval().resp, fit.rows), fit.rows.weight
         criterion = divergence(target_distribution(resp, weight), resp, weight)
-        return Trained(network, history.after(before), float(criterion))
+        shares = {"weights_": (weight @ resp / weight.sum()).double().cpu().numpy()}
+        return Trained(network, history.after(before), float(criterion), attributes=shares)
 
     def _fitted_attributes(self, fit, network, restart=0):
         attributes = super()._fitted_attributes(fit, network, restart)

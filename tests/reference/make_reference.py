@@ -19,6 +19,7 @@ from deepmix import (
     DeepDPM,
     NeuralMixtureEM,
 )
+from deepmix.baselines import DEC
 from deepmix.gaussian_mixture import fit_gaussian_mixture, log_resp
 
 PATH = Path(__file__).with_name("reference.json")
@@ -78,6 +79,7 @@ FITS = {
         {"divergence": "kl", "clustering_weight": 0.6, "covariance_type": "full"},
     ),
     "DCAN, euclidean": (DCAN, {"divergence": "euclidean", "covariance_type": "tied"}),
+    "DEC": (DEC, {"pretrain_max_iter": 20, "max_iter": 10}),
     "AutoencoderDeepDPM": (
         AutoencoderDeepDPM,
         {
@@ -114,6 +116,7 @@ def fit(name):
     cls, parameters = FITS[name]
     small = {
         AECM: {"hidden_layer_sizes": (6,), "latent_dim": 3, "learning_rate_init": 1e-2},
+        DEC: {"hidden_layer_sizes": (6,), "latent_dim": 2, "learning_rate_init": 1e-2},
         AutoencoderDeepDPM: {
             "hidden_layer_sizes": (6,),
             "latent_dim": 2,
