@@ -47,6 +47,11 @@ from deepmix.networks import build_on_meta, needs_several_rows, seed_dropout
 from deepmix.training import minimize, optimizer_to_numpy
 
 
+def trains(method):
+    """Decorate a method that trains: parameters are validated, and torch's modes set aside."""
+    return _fit_context(prefer_skip_nested_validation=True)(own_modes()(method))
+
+
 class BaseDeepMixture(
     CallbackSupportMixin,
     ClassNamePrefixFeaturesOutMixin,
@@ -85,8 +90,7 @@ class BaseDeepMixture(
 
     # --- Fit -------------------------------------------------------------------------
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    @own_modes()
+    @trains
     def fit(self, X, y=None, sample_weight=None):
         """Train the model.
 
@@ -622,8 +626,7 @@ WIDE, NARROW = 10.0, 0.01
 class OnlineMixin:
     """``partial_fit`` for estimators whose ``_objective(network, rows)`` is one stage."""
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    @own_modes()
+    @trains
     def partial_fit(self, X, y=None, sample_weight=None):
         """Go on training with one pass over a batch of data.
 

@@ -12,12 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from deepmix._torch import make_generator, own_modes, sum_batchwise, threads_for
-from deepmix.base import BaseDeepMixture, Interval, StrOptions
+from deepmix.base import BaseDeepMixture, Interval, StrOptions, trains
 from deepmix.center_mixture import DecoderMixin
 from deepmix.gaussian_mixture import (
     COVARIANCE_TYPES,
@@ -430,8 +429,7 @@ class DCAN(DecoderMixin, BaseDeepMixture):
         }
         return cls(n_clusters, **{**settings, **parameters})
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    @own_modes()
+    @trains
     def read_out(self, X, sample_weight=None):
         """Fit the mixture of the codes anew, and nothing else.
 
