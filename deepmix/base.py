@@ -83,6 +83,11 @@ REQUIRED = {
 }
 
 
+# Parts of a network that may be the user's: their buffers may hold infinities, as masks of
+# attention do, where every other value of a fit is finite.
+USERS_PARTS = ("autoencoder.", "members.")
+
+
 class BaseDeepMixture(
     CallbackSupportMixin,
     ClassNamePrefixFeaturesOutMixin,
@@ -329,9 +334,9 @@ class BaseDeepMixture(
         """Take all attributes at once: an estimator is never half of one fit, half of another."""
         arguments = fitted["_arguments"]
         network = build_on_meta(lambda: self._network_class(**arguments))
-        # Not the buffers: those of a user's network may hold infinities, as masks of attention do.
-        parameters = {name: fitted["_state"][name] for name, _ in network.named_parameters()}
-        for name, value in {**fitted, **parameters}.items():
+        theirs = {n for n, _ in network.named_buffers() if n.startswith(USERS_PARTS)}
+        state = {name: value for name, value in fitted["_state"].items() if name not in theirs}
+        for name, value in {**fitted, **state}.items():
             if not _is_finite(value):
                 raise FloatingPointError(
                     f"The fit ended with values in {name} that are not finite. X spans more than "

@@ -413,6 +413,13 @@ def test_an_interruption_in_any_stage_leaves_a_fitted_estimator(
     np.testing.assert_array_equal(model.labels_, model.predict(X))
 
 
+def test_a_mixture_too_thin_for_float32_is_refused(curved):
+    thin = {"prior_scale": 1e-300, "prior_kappa": 1e300, "covariance_type": "spherical"}
+    model = small_model({**thin, "max_iter": 1}, n_alternations=0, dtype="float32")
+    with pytest.raises(FloatingPointError, match=r"values in .* that are not finite"):
+        model.fit(np.zeros((3, 10)))
+
+
 def test_a_clustering_that_does_not_settle_warns_with_the_remedy(curved):
     model = small_model({"n_clusters_init": 30, "max_iter": 1}, n_alternations=0)
     with pytest.warns(ConvergenceWarning, match="did not settle in clusterer__max_iter=1 epochs"):
