@@ -44,7 +44,7 @@ from deepmix._torch import (
 )
 from deepmix.callbacks import CallbackSupportMixin, EarlyStopping, Progress, Reports
 from deepmix.fitting import Fit, RandomStreams, Trained
-from deepmix.initialization import first_best
+from deepmix.kmeans import first_best
 from deepmix.networks import build_on_meta, needs_several_rows, seed_dropout
 from deepmix.parameters import (
     ArrayLike,

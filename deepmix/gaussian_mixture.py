@@ -1,8 +1,8 @@
-r"""Mixtures of Gaussians on tensors: densities and EM.
+r"""The mixture of Gaussians on tensors: its value, the module that predicts from it, and EM.
 
-The mixture that is fitted by maximum likelihood. Parameters may have a leading axis of restarts,
-which EM runs side by side: to a density, the clusters of all restarts are but more clusters. Rows
-pass in pieces, so that no more is held of them than what is asked for.
+A mixture may have a leading axis of restarts, which EM runs side by side: to a density, the
+clusters of all restarts are but more clusters. EM passes over the rows in pieces, so that no more
+is held of them than what is asked for.
 
 References
 ----------
@@ -13,24 +13,27 @@ References
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
 import torch
 from torch import nn
 
-from deepmix.distributions import (
+from deepmix.gaussians import (
     GaussianStatistics,
-    gaussian_log_density,
+    pad_axes,
+    self_products,
     soft_statistics,
     squared_distances,
+    squared_mahalanobis,
 )
 from deepmix.linalg import cholesky, inverse_triangle
 
 # Numbers in a piece of rows, times clusters, times features: 2 MiB in float64, so that what is
-# made of a piece stays in the cache.
-PIECE = 2**18
+# made of a piece stays in the cache; and in the differences of rows and means, feature by feature,
+# that are held at once: 512 KiB, since they take twenty times as long once they leave the cache.
+PIECE, IN_CACHE = 2**18, 2**16
 
 # The statistics that each type of covariance needs, and whether the clusters share it.
 COVARIANCE_TYPES = {
@@ -41,12 +44,12 @@ COVARIANCE_TYPES = {
     "tied_spherical": ("spherical", True),
 }
 
-# --- Parameters ------------------------------------------------------------------------
+# --- The mixture -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class MixtureParameters:
-    r"""Parameters of a mixture of Gaussians, or of several side by side.
+class Mixture:
+    r"""A mixture of Gaussians, or several side by side.
 
     .. math:: p(x) = \sum_k \pi_k \, \mathcal N(x \mid \mu_k, \Sigma_k)
 
@@ -65,35 +68,62 @@ class MixtureParameters:
     covariances: torch.Tensor
     covariance_type: str = "full"
 
-    def map(self, function):
-        """The same of other tensors: ``function`` of each of the three."""
-        tensors = (self.weights, self.means, self.covariances)
-        return MixtureParameters(*(function(value) for value in tensors), self.covariance_type)
+    @property
+    def tensors(self):
+        """Weights, means and covariances."""
+        return self.weights, self.means, self.covariances
 
-    def shift(self, by):
-        """The mixture of rows moved ``by`` a vector."""
-        return replace(self, means=self.means + by)
+    def map(self, function, *others):
+        """Apply a function to each of the three tensors, beside those of other mixtures."""
+        columns = zip(self.tensors, *(other.tensors for other in others), strict=True)
+        return Mixture(*(function(*column) for column in columns), self.covariance_type)
 
     def take(self, index):
-        """Mixtures by number, along the first axis."""
+        """Select mixtures by number along the first axis, or clusters of one mixture."""
         return self.map(lambda value: value[index])
 
     def put(self, index, other):
         """A copy in which the mixtures ``index`` are those of ``other``."""
-        pairs = zip(
-            (self.weights, self.means, self.covariances),
-            (other.weights, other.means, other.covariances),
-            strict=True,
+        return self.map(lambda value, new: value.index_copy(0, index, new), other)
+
+    def shift(self, by):
+        """The mixture of rows moved ``by`` a vector."""
+        return Mixture(self.weights, self.means + by, self.covariances, self.covariance_type)
+
+    def in_order(self):
+        """The same mixture, its clusters in the order of the first coordinate of their means."""
+        order = self.means[:, 0].argsort()
+        tied = COVARIANCE_TYPES[self.covariance_type][1]
+        covariances = self.covariances if tied else self.covariances[order]
+        return Mixture(self.weights[order], self.means[order], covariances, self.covariance_type)
+
+    def to_module(self):
+        """The `MixtureModule` of this one mixture, on its device and in its dtype."""
+        n_clusters, n_features = self.means.shape
+        full = COVARIANCE_TYPES[self.covariance_type][0] == "full"
+        return MixtureModule(n_features, n_clusters, full).to(self.means).set(self)
+
+    def attributes(self):
+        """Fitted attributes of an estimator: dict of float64 arrays that own their memory."""
+        weights, means, covariances = (
+            value.double().cpu().numpy().copy() for value in self.tensors
         )
-        tensors = (value.index_copy(0, index, new) for value, new in pairs)
-        return MixtureParameters(*tensors, self.covariance_type)
+        return {
+            "weights_": weights / weights.sum(),
+            "means_": means,
+            "covariances_": covariances,
+        }
 
 
-def full_covariances(parameters):
+def full_covariances(mixture):
     """Covariances of whatever type as matrices: Tensor of shape (..., K, d, d)."""
-    *lead, n_clusters, n_features = parameters.means.shape
-    values = parameters.covariances
-    kind, tied = COVARIANCE_TYPES[parameters.covariance_type]
+    return _full(mixture.covariances, mixture)
+
+
+def _full(values, mixture):
+    """Covariances, or factors of the same shape, as matrices of each cluster."""
+    *lead, n_clusters, n_features = mixture.means.shape
+    kind, tied = COVARIANCE_TYPES[mixture.covariance_type]
     values = values.unsqueeze(len(lead)) if tied else values
     if kind == "spherical":
         values = values[..., None].expand(*values.shape, n_features)
@@ -104,7 +134,39 @@ def full_covariances(parameters):
 # --- Densities -------------------------------------------------------------------------
 
 
-def log_joint(x, parameters):
+def precisions_cholesky(mixture):
+    r"""Factors of the precisions, which whiten; and the densities at the means.
+
+    .. math:: U_k U_k^\top = \Sigma_k^{-1}, \qquad
+        \log \pi_k + \log |U_k| - \tfrac d2 \log 2 \pi
+
+    Parameters
+    ----------
+    mixture : Mixture
+
+    Returns
+    -------
+    factors : Tensor
+        Of the shape of the covariances: upper triangular, or inverse deviations.
+    log_constant : Tensor of shape (..., K)
+        Log of the joint density of each cluster and its mean.
+    """
+    means, covariances = mixture.means, mixture.covariances
+    n_features = means.shape[-1]
+    kind, tied = COVARIANCE_TYPES[mixture.covariance_type]
+    if kind == "full":
+        factors = inverse_triangle(cholesky(covariances)).mT
+        log_det = factors.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+    else:
+        factors = covariances.rsqrt()
+        log_det = factors.log()
+        log_det = log_det.sum(dim=-1) if kind == "diag" else n_features * log_det
+    log_det = (log_det[..., None] if tied else log_det) - 0.5 * n_features * math.log(2 * math.pi)
+    # A variance may be in float64 for the sake of its range.
+    return factors.to(means), mixture.weights.log() + log_det.to(means)
+
+
+def log_joint(x, mixture):
     r"""Log of the joint density of row and cluster.
 
     .. math:: \log \pi_k + \log \mathcal N(x_i \mid \mu_k, \Sigma_k)
@@ -112,46 +174,43 @@ def log_joint(x, parameters):
     Parameters
     ----------
     x : Tensor of shape (n, d)
-    parameters : MixtureParameters
+    mixture : Mixture
 
     Returns
     -------
     Tensor of shape (n, ..., K)
     """
-    parts = _pieces(len(x), parameters.means.numel(), x.device)
-    return torch.cat([_log_joint(x[part], parameters) for part in parts])
+    prepared = precisions_cholesky(mixture)
+    parts = _pieces(len(x), mixture.means.numel(), x.device)
+    return torch.cat([_log_joint(x[part], mixture, *prepared) for part in parts])
 
 
-def _log_joint(x, parameters):
-    means, covariances = parameters.means, parameters.covariances
-    *lead, n_features = means.shape
-    if COVARIANCE_TYPES[parameters.covariance_type][1]:
-        log_density = _tied_log_density(x, means, covariances)
+def _log_joint(x, mixture, factors, log_constant):
+    """`log_joint` of a piece of rows, from the `precisions_cholesky` of the mixture."""
+    *lead, n_clusters, n_features = mixture.means.shape
+    kind, tied = COVARIANCE_TYPES[mixture.covariance_type]
+    if tied:
+        # (n, d), (R, K, d) -> (R, n, K): rows are whitened once for all clusters that share it.
+        means = mixture.means.reshape(-1, n_clusters, n_features)
+        if kind == "full":
+            factors = factors.reshape(-1, n_features, n_features)
+            squared = squared_distances(x @ factors, means @ factors)
+        else:
+            factors = factors.reshape(-1, 1, 1)
+            squared = squared_distances(x * factors, means * factors)
+        squared = squared.movedim(0, 1)
     else:
-        covariances = covariances.reshape(-1, *covariances.shape[len(lead) :])
-        log_density = gaussian_log_density(x, means.reshape(-1, n_features), covariances)
-    return log_density.view(-1, *lead) + parameters.weights.log()
+        means = mixture.means.reshape(-1, n_features)
+        factors = factors.reshape(len(means), *factors.shape[len(lead) + 1 :] or (1,))
+        # Unless the factors make a product, some clusters at a time.
+        size = IN_CACHE * (1 if x.device.type == "cpu" else 64) // max(1, x.numel())
+        size = len(means) if kind == "full" else max(1, size)
+        parts = zip(means.split(size), factors.split(size), strict=True)
+        squared = torch.cat([squared_mahalanobis(x, *part) for part in parts], dim=1)
+    return log_constant - 0.5 * squared.reshape(-1, *lead, n_clusters)
 
 
-def _tied_log_density(x, means, covariances):
-    """Of Gaussians that share a covariance: (n, d), (..., K, d) -> (n, ..., K)."""
-    *lead, n_clusters, n_features = means.shape
-    means = means.reshape(-1, n_clusters, n_features)
-    if covariances.dim() == len(lead):
-        deviation = covariances.reshape(-1).sqrt()
-        log_det = 2 * n_features * deviation.log()
-        squared = squared_distances(x, means.flatten(0, 1)).view(len(x), -1, n_clusters)
-        squared = squared / deviation[:, None].square()
-    else:
-        factors = cholesky(covariances.reshape(-1, n_features, n_features))
-        log_det = 2 * factors.diagonal(dim1=1, dim2=2).log().sum(dim=1)
-        whiten = inverse_triangle(factors).mT
-        squared = squared_distances(x @ whiten, means @ whiten).movedim(0, 1)
-    log_density = -0.5 * (n_features * math.log(2 * math.pi) + log_det[:, None] + squared)
-    return log_density.view(-1, *lead, n_clusters)
-
-
-def log_density(x, parameters):
+def log_density(x, mixture):
     r"""Log-density of the mixture.
 
     .. math:: \log \sum_k \pi_k \, \mathcal N(x_i \mid \mu_k, \Sigma_k)
@@ -159,16 +218,16 @@ def log_density(x, parameters):
     Parameters
     ----------
     x : Tensor of shape (n, d)
-    parameters : MixtureParameters
+    mixture : Mixture
 
     Returns
     -------
     Tensor of shape (n, ...)
     """
-    return torch.logsumexp(log_joint(x, parameters), dim=-1)
+    return torch.logsumexp(log_joint(x, mixture), dim=-1)
 
 
-def log_resp(x, parameters):
+def log_resp(x, mixture):
     r"""E-step: log of the responsibilities.
 
     .. math:: \log \gamma_{ik} = \log \pi_k \mathcal N(x_i \mid \mu_k, \Sigma_k) - \log p(x_i)
@@ -176,23 +235,20 @@ def log_resp(x, parameters):
     Parameters
     ----------
     x : Tensor of shape (n, d)
-    parameters : MixtureParameters
+    mixture : Mixture
 
     Returns
     -------
     Tensor of shape (n, ..., K)
     """
-    return log_joint(x, parameters).log_softmax(dim=-1)
+    return log_joint(x, mixture).log_softmax(dim=-1)
 
 
-# --- Module ----------------------------------------------------------------------------
-
-
-class GaussianMixtureHead(nn.Module):
+class MixtureModule(nn.Module):
     """A mixture in the form that its densities need: nothing is factored when it is applied.
 
     Rows go through all at once: who walks over many of them makes batches of them. So the module
-    can be exported, with any number of rows.
+    can be exported, with any number of rows. A new module has K times the standard normal.
 
     Parameters
     ----------
@@ -205,46 +261,48 @@ class GaussianMixtureHead(nn.Module):
     log_constant : Tensor of shape (K,)
         Log weight plus log of the density at the mean.
     means : Tensor of shape (K, d)
-    whiten : Tensor of shape (K, d, d) or (K, d)
-        Inverse Cholesky factors, transposed; or inverse deviations.
-    exact : tuple of Tensor
-        Weights, means and covariances as they were set.
+    precisions_cholesky : Tensor of shape (K, d, d) or (K, d)
+        Upper triangular factors of the precisions; or inverse deviations.
     """
 
     def __init__(self, n_features, n_clusters, full=True):
         super().__init__()
-        shape = (n_features, n_features) if full else (n_features,)
-        self.register_buffer("log_constant", torch.zeros(n_clusters))
+        constant = -math.log(n_clusters) - 0.5 * n_features * math.log(2 * math.pi)
+        one = torch.eye(n_features) if full else torch.ones(n_features)
+        self.register_buffer("log_constant", torch.full((n_clusters,), constant))
         self.register_buffer("means", torch.zeros(n_clusters, n_features))
-        self.register_buffer("whiten", torch.zeros(n_clusters, *shape))
+        self.register_buffer("precisions_cholesky", one.repeat(n_clusters, *[1] * one.dim()))
 
-    def set(self, weights, means, covariances):
-        """Take parameters in float64, of a covariance of each cluster and of a new K."""
-        n_features = means.shape[1]
-        if covariances.dim() == 3:
-            whiten = inverse_triangle(cholesky(covariances)).mT.contiguous()
-            log_det = whiten.diagonal(dim1=1, dim2=2).log().sum(dim=1)
+    def set(self, mixture):
+        """Become the module of a mixture, in float64, of any number of clusters.
+
+        Its covariances may be of any type if those of the module are full; else of any type but
+        'full' and 'tied'. Returns the module.
+        """
+        factors, log_constant = precisions_cholesky(mixture)
+        if self.precisions_cholesky.dim() == 3:
+            factors = _full(factors, mixture)
         else:
-            whiten = covariances.view(len(means), -1).expand(-1, n_features).rsqrt().contiguous()
-            log_det = whiten.log().sum(dim=1)
-        constant = weights.log() + log_det - 0.5 * n_features * math.log(2 * math.pi)
-        for name, value in (("log_constant", constant), ("means", means), ("whiten", whiten)):
+            factors = factors if factors.dim() == 2 else factors.reshape(-1, 1)
+            factors = factors.expand_as(mixture.means)
+        new = {
+            "log_constant": log_constant,
+            "means": mixture.means,
+            "precisions_cholesky": factors.contiguous(),
+        }
+        for name, value in new.items():
             buffer, value = getattr(self, name), value.to(self.means)
             if buffer.shape == value.shape:  # in place: others may hold it
                 buffer.copy_(value)
             else:
                 setattr(self, name, value)
-        self.exact = weights, means, covariances
+        return self
 
     def log_joint(self, x):
         """Log of weight times density: (B, d) -> (B, K)."""
-        n_clusters, n_features = self.means.shape
-        if self.whiten.dim() == 3:
-            z = (x @ self.whiten.permute(1, 0, 2).flatten(1)).view(-1, n_clusters, n_features)
-            z = z - (self.means[:, None] @ self.whiten).squeeze(1)
-        else:
-            z = (x[:, None] - self.means) * self.whiten
-        return self.log_constant - 0.5 * z.square().sum(dim=2)
+        return self.log_constant - 0.5 * squared_mahalanobis(
+            x, self.means, self.precisions_cholesky
+        )
 
 
 # --- M-step ----------------------------------------------------------------------------
@@ -308,7 +366,7 @@ def maximize(
 
     Returns
     -------
-    MixtureParameters
+    Mixture
     """
     kind, tied = COVARIANCE_TYPES[covariance_type]
     eps = torch.finfo(statistics.nk.dtype).eps
@@ -316,59 +374,23 @@ def maximize(
     total = nk.sum(dim=-1, keepdim=True)
     weights = torch.full_like(nk, 1 / nk.shape[-1]) if equal_weights else nk / total
     means = statistics.first / nk[..., None]
-    square = {"full": _outer, "diag": torch.square, "spherical": _squared_norm}[kind](means)
-    square = square * _like(nk, square)
+    square = self_products(means, kind)
+    square = square * pad_axes(nk, square)
     square, divisor = (square.sum(dim=nk.dim() - 1), total[..., 0]) if tied else (square, nk)
-    divisor = _like(divisor, square) * (means.shape[-1] if kind == "spherical" else 1)
+    divisor = pad_axes(divisor, square) * (means.shape[-1] if kind == "spherical" else 1)
     second = statistics.second / divisor
     # Beside epsilon, what the difference may lose by rounding.
     if kind == "full":
-        second.diagonal(dim1=-2, dim2=-1).add_(reg_covar + 100 * eps * _trace(second)[..., None])
+        diagonal = second.diagonal(dim1=-2, dim2=-1)
+        diagonal.add_(reg_covar + 100 * eps * diagonal.sum(dim=-1, keepdim=True))
     else:
         second = second * (1 + 100 * eps) + reg_covar
     covariances = second - square / divisor
     if shrinkage and not tied:
         axis = nk.dim() - 1
-        pooled = (_like(nk / total, covariances) * covariances).sum(dim=axis, keepdim=True)
+        pooled = (pad_axes(nk / total, covariances) * covariances).sum(dim=axis, keepdim=True)
         covariances = covariances + shrinkage * (pooled - covariances)
-    return MixtureParameters(weights, means, covariances, covariance_type)
-
-
-def _like(value, other):
-    """A view with as many axes as ``other``, ones at the end."""
-    return value[(..., *[None] * (other.dim() - value.dim()))]
-
-
-def _outer(v):
-    return v[..., :, None] * v[..., None, :]
-
-
-def _squared_norm(v):
-    return v.square().sum(dim=-1)
-
-
-def _trace(v):
-    return v.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
-
-
-def estimate_gaussians(x, resp, reg_covar=1e-6, covariance_type="full", **options):
-    """M-step from rows and responsibilities: `maximize` of `mixture_statistics`.
-
-    Parameters
-    ----------
-    x : Tensor of shape (n, d)
-        Centred, for the sake of its second moments.
-    resp : Tensor of shape (n, ..., K)
-        Times the sample weights, if rows have any.
-    reg_covar, covariance_type, **options
-        As in `maximize`.
-
-    Returns
-    -------
-    MixtureParameters
-    """
-    statistics = mixture_statistics(x, resp, covariance_type)
-    return maximize(statistics, covariance_type, reg_covar, **options)
+    return Mixture(weights, means, covariances, covariance_type)
 
 
 # --- EM --------------------------------------------------------------------------------
@@ -376,20 +398,20 @@ def estimate_gaussians(x, resp, reg_covar=1e-6, covariance_type="full", **option
 
 @dataclass(frozen=True)
 class MixtureFit:
-    """What EM ends with; all but the parameters have the shape of the restarts.
+    """What EM ends with; all but the mixture have the shape of the restarts.
 
     Attributes
     ----------
-    parameters : MixtureParameters
+    mixture : Mixture
     lower_bound : Tensor of shape (...)
         Mean log-likelihood of the rows, or mean log of the joint density of row and cluster if
-        rows were given to one cluster each: of these parameters.
+        rows were given to one cluster each: of this mixture.
     n_iter : Tensor of shape (...)
         E-steps.
     converged : Tensor of shape (...)
     """
 
-    parameters: MixtureParameters
+    mixture: Mixture
     lower_bound: torch.Tensor
     n_iter: torch.Tensor
     converged: torch.Tensor
@@ -397,7 +419,7 @@ class MixtureFit:
     def take(self, index):
         """Fits by number, along the axis of restarts."""
         rest = (self.lower_bound, self.n_iter, self.converged)
-        return MixtureFit(self.parameters.take(index), *(value[index] for value in rest))
+        return MixtureFit(self.mixture.take(index), *(value[index] for value in rest))
 
 
 def fit_gaussian_mixture(
@@ -423,8 +445,8 @@ def fit_gaussian_mixture(
     ----------
     x : Tensor of shape (n, d)
         Centred, for the sake of its second moments.
-    start : MixtureParameters or Tensor of shape (n, K) or (n, n_restarts, K)
-        Parameters, whose type of covariance then counts, or responsibilities.
+    start : Mixture or Tensor of shape (n, K) or (n, n_restarts, K)
+        A mixture, whose type of covariance then counts, or responsibilities.
     weight : Tensor of shape (n,) or None
     covariance_type : {'full', 'tied', 'diag', 'spherical', 'tied_spherical'}, default='full'
     hard : bool, default=False
@@ -442,33 +464,31 @@ def fit_gaussian_mixture(
     """
     weight = torch.ones_like(x[:, 0]) if weight is None else weight.to(x)
     weight = weight / weight.sum()
-    if isinstance(start, MixtureParameters):
-        covariance_type = start.covariance_type
+    given = isinstance(start, Mixture)
+    covariance_type = start.covariance_type if given else covariance_type
     options = (covariance_type, reg_covar, equal_weights, shrinkage)
-    if isinstance(start, MixtureParameters):
-        parameters = start
-    else:
+    if not given:
         parts = _pieces(len(x), start[0].numel() * x.shape[1], x.device)
         parts = (
-            mixture_statistics(x[i], start[i] * _like(weight[i], start), covariance_type)
+            mixture_statistics(x[i], start[i] * pad_axes(weight[i], start), covariance_type)
             for i in parts
         )
-        parameters = maximize(reduce(add, parts), *options)
-    single = parameters.weights.dim() == 1
-    parameters = parameters.take(None) if single else parameters
-    fit = _iterate(x, weight, parameters, hard, options, max_iter, tol)
+        start = maximize(reduce(add, parts), *options)
+    single = start.weights.dim() == 1
+    start = start.take(None) if single else start
+    fit = _iterate(x, weight, start, hard, options, max_iter, tol)
     return fit.take(0) if single else fit
 
 
-def _iterate(x, weight, parameters, hard, options, max_iter, tol):
+def _iterate(x, weight, mixture, hard, options, max_iter, tol):
     """EM on a leading axis of restarts, each until it has settled."""
-    n_restarts = len(parameters.weights)
-    bound = torch.full_like(parameters.weights[:, 0], -math.inf)
+    n_restarts = len(mixture.weights)
+    bound = torch.full_like(mixture.weights[:, 0], -math.inf)
     n_iter = torch.zeros(n_restarts, dtype=torch.int64, device=x.device)
     converged = torch.zeros(n_restarts, dtype=torch.bool, device=x.device)
     active = torch.arange(n_restarts, device=x.device)
     for _ in range(max_iter):
-        statistics, now = e_step(x, weight, parameters.take(active), hard)
+        statistics, now = e_step(x, weight, mixture.take(active), hard)
         settled = (now - bound[active]).abs() < tol
         bound[active], converged[active] = now, settled
         n_iter[active] += 1
@@ -476,13 +496,13 @@ def _iterate(x, weight, parameters, hard, options, max_iter, tol):
         if not len(active):
             break
         new = maximize(statistics.take(~settled), *options)
-        parameters = parameters.put(active, new)
-    if len(active):  # the bound is that of the parameters, the last ones too
-        bound[active] = e_step(x, weight, parameters.take(active), hard)[1]
-    return MixtureFit(parameters, bound, n_iter, converged)
+        mixture = mixture.put(active, new)
+    if len(active):  # the bound is that of the mixture, the last one too
+        bound[active] = e_step(x, weight, mixture.take(active), hard)[1]
+    return MixtureFit(mixture, bound, n_iter, converged)
 
 
-def e_step(x, weight, parameters, hard=False):
+def e_step(x, weight, mixture, hard=False):
     """Sums over rows for the next M-step, and the log-likelihood, piece by piece.
 
     Parameters
@@ -490,7 +510,7 @@ def e_step(x, weight, parameters, hard=False):
     x : Tensor of shape (n, d)
     weight : Tensor of shape (n,)
         Of sum one.
-    parameters : MixtureParameters
+    mixture : Mixture
     hard : bool, default=False
 
     Returns
@@ -498,11 +518,11 @@ def e_step(x, weight, parameters, hard=False):
     statistics : GaussianStatistics
     lower_bound : Tensor of shape (...)
     """
-    bound = 0.0
+    bound, prepared = 0.0, precisions_cholesky(mixture)
 
     def sums(part):
         nonlocal bound
-        joint, w = log_joint(x[part], parameters), weight[part]
+        joint, w = _log_joint(x[part], mixture, *prepared), weight[part]
         if hard:
             height, labels = joint.max(dim=-1)
             resp = torch.zeros_like(joint).scatter_(-1, labels[..., None], 1.0)
@@ -510,9 +530,9 @@ def e_step(x, weight, parameters, hard=False):
             height = torch.logsumexp(joint, dim=-1)
             resp = (joint - height[..., None]).exp()
         bound = bound + (w @ height.flatten(1)).view(height.shape[1:])
-        return mixture_statistics(x[part], resp * _like(w, resp), parameters.covariance_type)
+        return mixture_statistics(x[part], resp * pad_axes(w, resp), mixture.covariance_type)
 
-    parts = _pieces(len(x), parameters.means.numel(), x.device)
+    parts = _pieces(len(x), mixture.means.numel(), x.device)
     return reduce(add, map(sums, parts)), bound
 
 

@@ -34,6 +34,7 @@ from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
 
 from deepmix import DCAN
+from deepmix.mixture.dcan.network import component
 
 N_SEEDS = 5
 QUICK = ("digits",)
@@ -175,7 +176,7 @@ def tracked_labels(model, X):
     """Clusters of rows by the mixture that training followed."""
     module = model.module_.double()
     z = model.transform(X).astype(np.float64)
-    return module.tracked.assign(module.tracked.means.new_tensor(z)).numpy()
+    return component(module.tracked_means.new_tensor(z), module.tracked).numpy()
 
 
 def methods_of(dataset):

@@ -40,8 +40,8 @@ class HandEpochs:
         self.X, self.adversarial = network.scaler(X), adversarial
         self.encoder, self.decoder = network.autoencoder.encoder, network.autoencoder.decoder
         self.critic, self.unit = network.critic, float(network.error_unit)
-        mixture = network.tracked
-        self.weights, self.means, self.variance = (v.float() for v in mixture.values())
+        copies = (v.float().clone() for v in network.tracked.tensors)
+        self.weights, self.means, self.variance = copies
         self.start = float(self.variance)
         coders = [*self.encoder.parameters(), *self.decoder.parameters()]
         options = {"lr": 1e-3, "betas": (0.5, 0.999), "fused": True}

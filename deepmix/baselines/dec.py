@@ -14,7 +14,7 @@ from deepmix._torch import gather_batchwise
 from deepmix.autoencoder import AutoencoderMixture, AutoencoderNetwork, latent_centers
 from deepmix.callbacks import StopWhen
 from deepmix.fitting import Trained
-from deepmix.initialization import initial_centers, sample_rows
+from deepmix.kmeans import initial_centers, sample_rows
 from deepmix.networks import trainable
 from deepmix.training import History, Objective, Phase
 

@@ -161,11 +161,11 @@ def mixture_summary(name):
     weight = torch.tensor(1.0 + i % 3)
     fit = fit_gaussian_mixture(x, start, weight, max_iter=15, tol=0.0, **MIXTURES[name])
     arrays = {
-        "weights": fit.parameters.weights,
-        "means": fit.parameters.means,
-        "covariances": fit.parameters.covariances,
+        "weights": fit.mixture.weights,
+        "means": fit.mixture.means,
+        "covariances": fit.mixture.covariances,
         "lower_bound": fit.lower_bound,
-        "resp": log_resp(x[:4], fit.parameters).exp(),
+        "resp": log_resp(x[:4], fit.mixture).exp(),
     }
     return {key: value.tolist() for key, value in arrays.items()}
 

@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils.validation import check_is_fitted
 
 from deepmix import parameters as p
 from deepmix._torch import full_precision, sum_batchwise
 from deepmix.autoencoder import AutoencoderMixture
 from deepmix.fitting import Trained
-from deepmix.initialization import (
-    best_mixture,
-    initial_centers,
-    sample_rows,
-)
+from deepmix.gaussian_mixture import fit_gaussian_mixture
+from deepmix.kmeans import first_best, initial_centers, sample_rows
 from deepmix.linalg import inverse_cholesky
 from deepmix.losses import squared_error
 from deepmix.mixture.clustering_module.center_mixture import CenterMixture
@@ -496,3 +494,39 @@ class AECM(AutoencoderMixture, CenterMixture):
                 f"most {uniform:.3f}): training has not left the plateau on which all clusters "
                 "look alike. Raise logit_gain or concentration, train longer, or use another init."
             )
+
+
+# --- Start -----------------------------------------------------------------------------
+
+
+def best_mixture(X, n_clusters, random_state, sample_weight=None, n_init=5):
+    """Full-covariance mixture of highest likelihood out of runs of EM from k-means.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+    n_clusters : int
+    random_state : RandomState
+    sample_weight : ndarray of shape (n_samples,) or None
+    n_init : int, default=5
+
+    Returns
+    -------
+    means : Tensor of shape (n_clusters, n_features)
+    within : Tensor of shape (n_features, n_features)
+        Mean covariance of the clusters.
+    """
+    origin = np.average(X, axis=0, weights=sample_weight)
+    x = torch.from_numpy(X - origin).double()
+    weight = None if sample_weight is None else torch.from_numpy(sample_weight)
+    # Codes may have dead dimensions: relative to their spread, not to one.
+    reg_covar = 1e-3 * float(np.average(x.square().mean(dim=1), weights=sample_weight)) or 1.0
+    runs = []
+    for _ in range(n_init):
+        centers = initial_centers("k-means", X, n_clusters, random_state, sample_weight)
+        nearest = pairwise_distances_argmin(X, centers)
+        resp = torch.nn.functional.one_hot(torch.from_numpy(nearest), n_clusters).double()
+        runs.append(fit_gaussian_mixture(x, resp, weight, reg_covar=reg_covar))
+    best = runs[first_best([-float(run.lower_bound) for run in runs])].mixture
+    within = torch.einsum("k,kij->ij", best.weights, best.covariances)
+    return best.means + torch.from_numpy(origin), within

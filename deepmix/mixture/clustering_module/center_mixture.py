@@ -8,7 +8,8 @@ import torch
 
 from deepmix._torch import Rows, apply_batchwise, own_modes, sum_batchwise
 from deepmix.base import BaseDeepMixture
-from deepmix.distributions import mixture_log_density, spherical_log_density, squared_distances
+from deepmix.gaussian_mixture import Mixture, log_density
+from deepmix.gaussians import squared_distances
 from deepmix.parameters import ArrayLike, Auto, Count, CountOrZero, Matrix, Positive, Solver
 from deepmix.training import Averaged
 
@@ -49,14 +50,14 @@ class CenterMixture(BaseDeepMixture, abstract=True):
         X = self._check_data(X)
         dtype = torch.float64 if X.dtype == np.float64 else torch.float32
         rows = Rows(X, self._prediction_device(), dtype)
-        like = {"dtype": dtype, "device": rows.device}
-        means = torch.tensor(self.cluster_centers_, **like)
-        weights = torch.tensor(self.weights_, **like)
-
-        def log_density(x):
-            return mixture_log_density(spherical_log_density(x, means, self.variance_), weights)
-
-        return apply_batchwise(log_density, rows)
+        weights, means = (
+            torch.tensor(v, dtype=dtype, device=rows.device)
+            for v in (self.weights_, self.cluster_centers_)
+        )
+        # In float64: the square of what float32 can hold may be more than it can hold.
+        variance = torch.tensor(self.variance_, dtype=torch.float64)
+        mixture = Mixture(weights, means, variance, "tied_spherical")
+        return apply_batchwise(lambda x: log_density(x, mixture), rows)
 
     def _check_parameters(self):
         super()._check_parameters()

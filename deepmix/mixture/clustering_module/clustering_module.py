@@ -19,7 +19,7 @@ from deepmix import parameters as p
 from deepmix._torch import sum_batchwise
 from deepmix.base import OnlineMixin
 from deepmix.fitting import Trained
-from deepmix.initialization import check_centers, initial_centers, sample_rows
+from deepmix.kmeans import check_centers, initial_centers, sample_rows
 from deepmix.mixture.clustering_module.center_mixture import CenterMixture
 from deepmix.mixture.clustering_module.losses import (
     DirichletPrior,

@@ -7,6 +7,7 @@ import torch
 from deepmix._torch import full_precision
 from deepmix.losses import squared_error
 from deepmix.mixture.dcan.losses import critic_loss, encoder_loss, euclidean_loss, kl_loss
+from deepmix.mixture.dcan.network import component, sweep
 from deepmix.networks import trainable
 from deepmix.training import Objective, Phase
 
@@ -63,7 +64,7 @@ class LatentObjective(Objective):
     def step(self, batch, index, weight):
         x, code, z, labels = self._encode(batch)
         with full_precision(x.device):
-            clustering = self.clustering(z, self.network.tracked.means[labels], weight)
+            clustering = self.clustering(z, self.network.tracked_means[labels], weight)
         return self._terms(clustering, x, code, z, weight)
 
     def clustering(self, z, centers, weight):
@@ -78,7 +79,7 @@ class LatentObjective(Objective):
         self.n_steps += 1
         x, code, z = self._codes(batch)
         with full_precision(x.device), torch.no_grad():
-            labels = network.tracked.assign(z, self.settings.literal)
+            labels = component(z, network.tracked, self.settings.literal)
         return x, code, z, labels
 
     def _codes(self, batch):
@@ -112,7 +113,7 @@ class LatentObjective(Objective):
         weight = rows.weight[pool.to(rows.device)]
         with full_precision(z.device):
             how = settings.memory, settings.literal, settings.equal_weights
-            self.network.tracked.refresh(z, weight, *how)
+            self.network.track(sweep(z, weight, self.network.tracked, *how))
 
 
 class EuclideanObjective(LatentObjective):
@@ -128,7 +129,7 @@ class KLObjective(LatentObjective):
     def clustering(self, z, centers, weight):
         network = self.network
         log_deviation = network.deviation(z) + 0.5 * network.variance_unit.log()
-        loss = kl_loss(z, log_deviation, centers, network.tracked.variance, weight)
+        loss = kl_loss(z, log_deviation, centers, network.tracked_variance, weight)
         return loss / z.shape[1]
 
 
@@ -175,7 +176,7 @@ class AdversarialObjective(LatentObjective):
         tracked = self.network.tracked
         nk = torch.zeros_like(tracked.weights).index_add_(0, labels, weight).cumsum(0)
         drawn = torch.searchsorted(nk, share * nk[-1], right=True).clamp_max(len(nk) - 1)
-        return tracked.means[drawn] + tracked.variance.sqrt() * noise
+        return tracked.means[drawn] + tracked.covariances.sqrt() * noise
 
 
 OBJECTIVES = {"js": AdversarialObjective, "kl": KLObjective, "euclidean": EuclideanObjective}

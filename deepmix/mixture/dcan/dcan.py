@@ -20,28 +20,13 @@ from deepmix._torch import make_generator, own_modes, sum_batchwise, threads_for
 from deepmix.autoencoder import AutoencoderMixture, reconstruction_unit
 from deepmix.base import trains
 from deepmix.fitting import Fit, RandomStreams, Trained
-from deepmix.gaussian_mixture import (
-    COVARIANCE_TYPES,
-    MixtureParameters,
-    full_covariances,
-    log_joint,
-)
-from deepmix.initialization import (
-    canonical_order,
-    first_best,
-    sample_rows,
-)
+from deepmix.gaussian_mixture import COVARIANCE_TYPES, Mixture, full_covariances, log_joint
+from deepmix.kmeans import canonical_order, first_best, k_means, plus_plus, sample_rows
 from deepmix.linalg import cholesky
 from deepmix.losses import squared_error
 from deepmix.mixture.dcan.adversarial import OBJECTIVES, Settings
-from deepmix.mixture.dcan.mixture_search import (
-    covariance_type_for,
-    in_order,
-    k_means,
-    plus_plus,
-    search_mixture,
-)
-from deepmix.mixture.dcan.network import DCANNetwork, hard_mixture
+from deepmix.mixture.dcan.mixture_search import covariance_type_for, search_mixture
+from deepmix.mixture.dcan.network import DCANNetwork, component, hard_mixture
 from deepmix.networks import check_layer_sizes, materialize, trainable
 from deepmix.training import History
 
@@ -386,8 +371,8 @@ class DCAN(AutoencoderMixture):
                 network = self._rebuild(rows.dtype, rows.device)
                 fit = Fit(rows, X, RandomStreams(self.random_state))
                 fit = fit.through(network)
-                lost = self._read_out(fit, network)
-                fitted = {**self._fitted_attributes(fit, network), **lost}
+                readout = self._read_out(fit, network)
+                fitted = {**self._fitted_attributes(fit, network), **readout}
                 # As they were trained, whatever the parameters are now.
                 fitted |= {"_arguments": self._arguments, "n_clusters_": self.n_clusters_}
                 fitted["labels_"] = self._labels(X, fitted["_state"], self._arguments)
@@ -536,9 +521,8 @@ class DCAN(AutoencoderMixture):
         weight = torch.ones_like(z[:, 0]) if weight is None else torch.from_numpy(weight)
         mixture = self._first_mixture(z, weight, make_generator(random_state))
         labels = log_joint(z, mixture).argmax(dim=1)
-        before = (mixture.weights, mixture.means, mixture.covariances)
-        network.tracked.set(*hard_mixture(z, labels, weight, before, self.equal_weights))
-        network.variance_unit.copy_(network.tracked.variance)
+        network.track(hard_mixture(z, labels, weight, mixture, self.equal_weights))
+        network.variance_unit.copy_(network.tracked_variance)
 
     def _first_mixture(self, z, weight, generator):
         """Components by k-means, the best of several, or by k-means++."""
@@ -546,7 +530,7 @@ class DCAN(AutoencoderMixture):
         n_init = KMEANS_RESTARTS if several else 1
         centers = plus_plus(z, self.n_clusters, generator, weight, n_init)
         fit = k_means(z, centers, weight, max_iter=100 if several else 0)
-        return fit.take(first_best(-fit.lower_bound)).parameters
+        return fit.take(first_best(-fit.lower_bound)).mixture
 
     def _normalize(self, network, rows):
         """Give codes mean zero and variance one, unless their scale is to mean something."""
@@ -568,35 +552,36 @@ class DCAN(AutoencoderMixture):
             self._normalize(network, fit.rows)
             trained.attributes |= self._read_out(fit, network)
         else:  # nothing has changed
-            network.mixture.exact = self._mixture()
+            trained.attributes |= readout_attributes(self._mixture())
         return super()._attributes(fit, trained)
 
     def _read_out(self, fit, network):
-        """Fit the mixture that predictions are made from; dict of further attributes."""
+        """Fit the mixture that predictions are made from: dict of fitted attributes."""
         rows, rng = fit.rows, fit.rng.child("read-out")
-        n_clusters = len(network.tracked.weights)
+        mixture = network.tracked.map(torch.Tensor.double)
+        n_clusters = len(mixture.weights)
         sample = sample_rows(rows, network.encode, n_clusters, rng.numpy, FINAL_CODES)
         codes, weight = canonical_order(*sample)
         z = torch.from_numpy(codes).to(rows.device)
         weight = None if weight is None else torch.from_numpy(weight).to(z.device)
-        own = network.tracked.assign(z, self.assignment == "literal")
+        own = component(z, network.tracked, self.assignment == "literal")
         counts = torch.bincount(own, minlength=n_clusters)
-        network.publish()
         if self.covariance_type != "tracked":
             found = search_mixture(
                 z.double(),
                 n_clusters,
                 rng.torch,
                 weight,
-                starts=[network.mixture.exact],
+                starts=[mixture],
                 covariance_type=self._readout_type(rows.total_weight, n_clusters, z.shape[1]),
                 equal_weights=self.equal_weights,
                 reg_covar=REG_COVAR,
                 n_init=self.readout_n_init,
             )
             # Of two restarts that end in one mixture, rounding chooses: number both alike.
-            network.set_mixture(in_order(found.parameters))
-        return {"_n_lost": int((counts == 0).sum())}
+            mixture = found.mixture.in_order()
+        network.mixture.set(mixture)
+        return {"_n_lost": int((counts == 0).sum()), **readout_attributes(mixture)}
 
     def _readout_type(self, n_rows, n_clusters, n_dimensions):
         if self.covariance_type != "auto":
@@ -606,28 +591,26 @@ class DCAN(AutoencoderMixture):
     def _mixture(self):
         """The fitted mixture on tensors."""
         arrays = (self.weights_, self.means_, self.covariances_)
-        return MixtureParameters(*map(torch.tensor, arrays), self.covariance_type_)
+        return Mixture(*map(torch.tensor, arrays), self.covariance_type_)
 
     def _attributes_midway(self, fit, network):
-        network.publish()
-        return super()._attributes_midway(fit, network)
+        mixture = network.tracked.map(torch.Tensor.double)
+        network.mixture.set(mixture)
+        return {**super()._attributes_midway(fit, network), **readout_attributes(mixture)}
 
     def _fitted_attributes(self, fit, network, restart=0):
         attributes = super()._fitted_attributes(fit, network, restart)
         with torch.inference_mode():
             centers = network.decode(network.mixture.means)
-        mixture, tracked = network.mixture.exact, network.tracked
+        tracked = network.tracked
         arrays = {
             "cluster_centers_": centers,
-            "weights_": mixture.weights / mixture.weights.sum(),
-            "means_": mixture.means,
-            "covariances_": mixture.covariances,
             "tracked_weights_": tracked.weights,
             "tracked_means_": tracked.means,
-            "tracked_variance_": tracked.variance,
+            "tracked_variance_": tracked.covariances,
         }
         arrays = {name: value.double().cpu().numpy().copy() for name, value in arrays.items()}
-        return {**attributes, **arrays, "covariance_type_": mixture.covariance_type}
+        return {**attributes, **arrays}
 
     def _concerns(self, fit, trained):
         yield from super()._concerns(fit, trained)
@@ -640,12 +623,17 @@ class DCAN(AutoencoderMixture):
             )
 
 
+def readout_attributes(mixture):
+    """Fitted attributes of the mixture that predictions are made from: dict."""
+    return {**mixture.attributes(), "covariance_type_": mixture.covariance_type}
+
+
 def within_components(network, rows):
     """Share of the codes' variance that lies within the components of the tracked mixture."""
 
     def sums(batch, weight):
         z, tracked = network.encode(batch), network.tracked
-        near = squared_error(z, tracked.means[tracked.assign(z)], weight)
+        near = squared_error(z, tracked.means[component(z, tracked)], weight)
         return torch.cat([near[None], weight @ z, (weight @ z.square()).sum()[None]]).cpu()
 
     near, *first, second = sum_batchwise(sums, rows).double() / rows.total_weight

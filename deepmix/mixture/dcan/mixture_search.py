@@ -16,29 +16,23 @@ References
 .. [2] J. H. Friedman, "Regularized discriminant analysis", JASA 84, 1989.
 .. [3] N. Ueda, R. Nakano, Z. Ghahramani, G. E. Hinton, "SMEM algorithm for mixture models", Neural
    Computation 12, 2000.
-.. [4] D. Arthur, S. Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
 """
 
-import math
 from dataclasses import replace
 
 import torch
 
-from deepmix.distributions import squared_distances
 from deepmix.gaussian_mixture import (
-    COVARIANCE_TYPES,
-    MixtureParameters,
     fit_gaussian_mixture,
     full_covariances,
     log_joint,
     log_resp,
 )
+from deepmix.kmeans import k_means, plus_plus
 from deepmix.linalg import eigh
 
 # Rows that the search sees, or so many for each cluster if that is more.
 SEARCH_ROWS, SEARCH_ROWS_PER_CLUSTER = 10_000, 100
-# Numbers in the distances of k-means++ that are held at once: 32 MiB in float64.
-CANDIDATES = 2**22
 # A covariance of its own takes so many rows for each feature, and features that are not many.
 ROWS_PER_FEATURE, MAX_FULL_FEATURES = 15, 16
 # Iterations of all starts; of these one in so many goes on, for so many iterations at most.
@@ -96,7 +90,7 @@ def search_mixture(
     generator : torch.Generator
         On the CPU, so that every device sees the same draws.
     weight : Tensor of shape (n,) or None
-    starts : sequence of MixtureParameters
+    starts : sequence of Mixture
         Further starts, such as a mixture that training has tracked. They say which rows belong
         together, so that they may be of another type of covariance.
     covariance_type : {'auto', 'full', 'tied', 'diag', 'spherical', 'tied_spherical'}
@@ -133,12 +127,12 @@ def search_mixture(
     starts = [start.shift(-origin) for start in starts]
     best = race(few, start_resp(few, n_clusters, generator, w, starts, n_init), w, **options)
     for _ in range(n_moves if n_clusters > 2 else 0):
-        moved = cut_and_merge(few, best.parameters, w, **options)
+        moved = cut_and_merge(few, best.mixture, w, **options)
         if float(moved.lower_bound) < float(best.lower_bound) + MIN_GAIN:
             break
         best = moved
-    fit = fit_gaussian_mixture(x, best.parameters, weight, max_iter=max_iter, tol=tol, **options)
-    return replace(fit, parameters=fit.parameters.shift(origin))
+    fit = fit_gaussian_mixture(x, best.mixture, weight, max_iter=max_iter, tol=tol, **options)
+    return replace(fit, mixture=fit.mixture.shift(origin))
 
 
 def _sample(n_samples, n_clusters, generator):
@@ -149,102 +143,7 @@ def _sample(n_samples, n_clusters, generator):
     return torch.randperm(n_samples, generator=generator)[:size].sort().values
 
 
-def in_order(parameters):
-    """The same mixture, its components in the order of the first coordinate of their means."""
-    order, covariances = parameters.means[:, 0].argsort(), parameters.covariances
-    tied = COVARIANCE_TYPES[parameters.covariance_type][1]
-    return MixtureParameters(
-        parameters.weights[order],
-        parameters.means[order],
-        covariances if tied else covariances[order],
-        parameters.covariance_type,
-    )
-
-
 # --- Starts ----------------------------------------------------------------------------
-
-
-def plus_plus(x, n_clusters, generator, weight=None, n_init=1):
-    r"""Rows as centres by k-means++, for several restarts side by side.
-
-    The first is drawn by weight, each further one with probability
-
-    .. math:: p_i \propto w_i \min_k \lVert x_i - \mu_k \rVert^2
-
-    a few times, of which the draw that lowers the inertia most is kept, as in scikit-learn.
-    Draws go through the sums of these in the order of the rows: a row of weight two is the same
-    as a row that is there twice.
-
-    Parameters
-    ----------
-    x : Tensor of shape (n, d)
-    n_clusters : int
-    generator : torch.Generator
-        On the CPU, so that every device sees the same draws.
-    weight : Tensor of shape (n,) or None
-    n_init : int, default=1
-
-    Returns
-    -------
-    Tensor of shape (n_init, n_clusters, d)
-    """
-    weight = torch.ones_like(x[:, 0]) if weight is None else weight.to(x)
-    n_trials = 2 + int(math.log(n_clusters))
-    shape = (n_init, n_clusters, n_trials)
-    draws = torch.rand(shape, generator=generator, dtype=torch.float64).to(x)
-    at_once = max(1, CANDIDATES // (len(x) * n_trials))
-    return torch.cat([_seed(x, weight, part) for part in draws.split(at_once)])
-
-
-def _seed(x, weight, draws):
-    """k-means++ from uniform draws of shape (R, K, n_trials) -> (R, K, d)."""
-    restarts = torch.arange(len(draws), device=x.device)
-    first = _draw(weight.expand(len(draws), -1), draws[:, 0, :1])
-    centers = [x[first[:, 0]]]
-    nearest = squared_distances(centers[0], x)  # (R, n)
-    # One centre follows from those before it: this loop cannot be an axis.
-    for trial in draws.unbind(dim=1)[1:]:
-        candidates = _draw(weight * nearest, trial)
-        distances = squared_distances(x[candidates.flatten()], x).view(*candidates.shape, -1)
-        distances = torch.minimum(distances, nearest[:, None])
-        best = (distances @ weight).argmin(dim=1)
-        nearest = distances[restarts, best]
-        centers.append(x[candidates[restarts, best]])
-    return torch.stack(centers, dim=1)
-
-
-def _draw(mass, uniform):
-    """Rows by their mass: (R, n), (R, T) -> (R, T)."""
-    cumulative = mass.cumsum(dim=1)
-    wanted = uniform * cumulative[:, -1:]
-    # From the right: a row without mass is never drawn, but where no row has any.
-    return torch.searchsorted(cumulative, wanted, right=True).clamp_max(mass.shape[1] - 1)
-
-
-def k_means(x, centers, weight=None, max_iter=100, tol=1e-6):
-    """Lloyd's algorithm, as hard EM of a mixture with one variance and equal weights.
-
-    Parameters
-    ----------
-    x : Tensor of shape (n, d)
-        Centred; an empty cluster goes to the origin.
-    centers : Tensor of shape (K, d) or (n_restarts, K, d)
-    weight : Tensor of shape (n,) or None
-    max_iter : int, default=100
-    tol : float, default=1e-6
-        Least change of the lower bound, which is that of half the log of the inertia, times d.
-
-    Returns
-    -------
-    MixtureFit
-        Of type 'tied_spherical': the variance is the inertia for each row and feature.
-    """
-    unit = x.var(dim=0, correction=0).mean().clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
-    weights = torch.full_like(centers[..., 0], 1 / centers.shape[-2])
-    start = MixtureParameters(weights, centers, unit.expand(weights.shape[:-1]), "tied_spherical")
-    # Relative to the spread: the variance of rows that lie on their centres must not be zero.
-    options = {"hard": True, "equal_weights": True, "reg_covar": 1e-9 * unit}
-    return fit_gaussian_mixture(x, start, weight, max_iter=max_iter, tol=tol, **options)
 
 
 def start_resp(x, n_clusters, generator, weight, starts=(), n_init=20):
@@ -257,7 +156,7 @@ def start_resp(x, n_clusters, generator, weight, starts=(), n_init=20):
     n_clusters : int
     generator : torch.Generator
     weight : Tensor of shape (n,)
-    starts : sequence of MixtureParameters
+    starts : sequence of Mixture
     n_init : int, default=20
 
     Returns
@@ -268,9 +167,9 @@ def start_resp(x, n_clusters, generator, weight, starts=(), n_init=20):
     if n_init:
         centers = plus_plus(x, n_clusters, generator, weight, n_init)
         ends, raw = centers.tensor_split(2)  # the first is longer where they are odd
-        mixtures.append(k_means(x, ends, weight, max_iter=30, tol=1e-4).parameters)
+        mixtures.append(k_means(x, ends, weight, max_iter=30, tol=1e-4).mixture)
         if len(raw):
-            mixtures.append(k_means(x, raw, weight, max_iter=0).parameters)
+            mixtures.append(k_means(x, raw, weight, max_iter=0).mixture)
     return torch.cat([_one_hot(log_joint(x, mixture)) for mixture in mixtures], dim=1)
 
 
@@ -289,7 +188,7 @@ def race(x, start, weight, *, tol=1e-4, **options):
     ----------
     x : Tensor of shape (n, d)
         Centred.
-    start : MixtureParameters or Tensor of shape (n, n_restarts, K)
+    start : Mixture or Tensor of shape (n, n_restarts, K)
     weight : Tensor of shape (n,)
     tol : float, default=1e-4
     **options
@@ -303,15 +202,15 @@ def race(x, start, weight, *, tol=1e-4, **options):
     fit = fit_gaussian_mixture(x, start, weight, max_iter=RACE_ITER, tol=0.0, **options)
     kept = -(-len(fit.lower_bound) // RACE_KEPT)
     best = fit.lower_bound.topk(kept).indices
-    parameters = fit.parameters.take(best)
-    fit = fit_gaussian_mixture(x, parameters, weight, max_iter=RACE_MAX_ITER, tol=tol, **options)
+    start = fit.mixture.take(best)
+    fit = fit_gaussian_mixture(x, start, weight, max_iter=RACE_MAX_ITER, tol=tol, **options)
     return fit.take(int(fit.lower_bound.argmax()))
 
 
 # --- Cuts and merges -------------------------------------------------------------------
 
 
-def cut_and_merge(x, parameters, weight, **options):
+def cut_and_merge(x, mixture, weight, **options):
     """The best mixture that has one cluster cut and two others merged, or nearly the best.
 
     Each cluster is cut through its mean, across the directions of largest variance, and each of
@@ -322,7 +221,7 @@ def cut_and_merge(x, parameters, weight, **options):
     ----------
     x : Tensor of shape (n, d)
         Centred.
-    parameters : MixtureParameters
+    mixture : Mixture
         Of one mixture of three clusters or more.
     weight : Tensor of shape (n,)
     **options
@@ -331,28 +230,28 @@ def cut_and_merge(x, parameters, weight, **options):
     Returns
     -------
     MixtureFit
-        Its likelihood may be lower than that of ``parameters``.
+        Its likelihood may be lower than that of ``mixture``.
     """
-    resp = log_resp(x, parameters).exp()
+    resp = log_resp(x, mixture).exp()
     n_clusters = resp.shape[1]
     n_cuts = min(MAX_CUTS, n_clusters * min(N_DIRECTIONS, x.shape[1]))
     some = slice(None, None, 1 + len(x) * n_cuts * n_clusters // CUT_NUMBERS)
-    start, owner = cuts(x[some], resp[some], parameters, weight[some])
+    start, owner = cuts(x[some], resp[some], mixture, weight[some])
     fit = fit_gaussian_mixture(x[some], start, weight[some], max_iter=CUT_ITER, tol=0.0, **options)
     kept = fit.lower_bound.topk(min(N_MOVES, n_cuts)).indices
-    cut = log_resp(x, fit.parameters.take(kept)).exp()
+    cut = log_resp(x, fit.mixture.take(kept)).exp()
     start = merged(cut, owner[kept], closest_pairs(resp, weight))
     return race(x, start if start.shape[1] else resp[:, None], weight, **options)
 
 
-def cuts(x, resp, parameters, weight):
+def cuts(x, resp, mixture, weight):
     """Responsibilities with one cluster in two, for each cluster and each direction.
 
     Parameters
     ----------
     x : Tensor of shape (n, d)
     resp : Tensor of shape (n, K)
-    parameters : MixtureParameters
+    mixture : Mixture
     weight : Tensor of shape (n,)
 
     Returns
@@ -362,10 +261,10 @@ def cuts(x, resp, parameters, weight):
     owner : Tensor of shape (n_cuts,)
         The cluster that is cut.
     """
-    axes = eigh(full_covariances(parameters)).eigenvectors[:, :, -N_DIRECTIONS:].mT
+    axes = eigh(full_covariances(mixture)).eigenvectors[:, :, -N_DIRECTIONS:].mT
     owner = torch.arange(len(axes), device=x.device).repeat_interleave(axes.shape[1])
     axes = axes.flatten(0, 1)
-    score, middle = x @ axes.T, (parameters.means[owner] * axes).sum(dim=1)
+    score, middle = x @ axes.T, (mixture.means[owner] * axes).sum(dim=1)
     if len(owner) > MAX_CUTS:
         tried = largest_cuts(score - middle, resp[:, owner], weight)
         owner, score, middle = owner[tried], score[:, tried], middle[tried]
@@ -433,10 +332,10 @@ def merged(resp, owner, pairs):
     -------
     Tensor of shape (n, n_merged, K)
     """
-    mixture, pair = (pairs != owner[:, None, None]).all(dim=2).nonzero().T
+    number, pair = (pairs != owner[:, None, None]).all(dim=2).nonzero().T
     first, second = pairs[pair].T
-    resp = resp[:, mixture]
-    here = torch.arange(len(mixture), device=resp.device)
+    resp = resp[:, number]
+    here = torch.arange(len(number), device=resp.device)
     resp[:, here, first] += resp[:, here, second]
     kept = torch.arange(resp.shape[2] - 1, device=resp.device)
     kept = kept + (kept >= second[:, None])

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -9,13 +10,8 @@ from torch import nn
 from torch.nn.functional import leaky_relu, linear
 
 from deepmix.autoencoder import AutoencoderNetwork
-from deepmix.distributions import GaussianStatistics, hard_statistics
-from deepmix.gaussian_mixture import (
-    GaussianMixtureHead,
-    MixtureParameters,
-    full_covariances,
-    maximize,
-)
+from deepmix.gaussian_mixture import Mixture, MixtureModule, maximize
+from deepmix.gaussians import GaussianStatistics, hard_statistics
 from deepmix.linalg import spectral_norm
 from deepmix.networks import MLP, Whitener, build_on_meta
 
@@ -25,7 +21,7 @@ from deepmix.networks import MLP, Whitener, build_on_meta
 FEW, LEAST_WEIGHT, WIDENING, LEAST_VARIANCE = 0.03, 0.1, 1e-3, 1e-6
 
 
-def component(z, weights, means, variance, literal=False):
+def component(z, mixture, literal=False):
     r"""Eq. 5: the component of highest posterior, of a mixture with one spherical covariance.
 
     .. math:: \zeta_i = \arg\max_k \; \ln \psi_k - \tfrac1{2 \sigma^2} \lVert z_i - \eta_k \rVert^2
@@ -36,17 +32,17 @@ def component(z, weights, means, variance, literal=False):
     Parameters
     ----------
     z : Tensor of shape (B, d)
-    weights : Tensor of shape (K,)
-    means : Tensor of shape (K, d)
-    variance : Tensor of shape ()
+    mixture : Mixture
+        Of type 'tied_spherical'.
     literal : bool, default=False
 
     Returns
     -------
     Tensor of int64 of shape (B,)
     """
-    scaled = means if literal else means / variance
-    bias = weights.log() - 0.5 * (scaled * means).sum(dim=1)
+    means = mixture.means
+    scaled = means if literal else means / mixture.covariances
+    bias = mixture.weights.log() - 0.5 * (scaled * means).sum(dim=1)
     return torch.addmm(bias, z, scaled.T).argmax(dim=1)
 
 
@@ -66,17 +62,16 @@ def hard_mixture(z, labels, weight, before, equal_weights=False):
     z : Tensor of float64 of shape (n, d)
     labels : Tensor of shape (n,)
     weight : Tensor of float64 of shape (n,)
-    before : tuple
-        Weights, means and variance until now.
+    before : Mixture
+        Until now, in float64.
     equal_weights : bool, default=False
 
     Returns
     -------
-    weights : Tensor of shape (K,)
-    means : Tensor of shape (K, d)
-    variance : Tensor of shape ()
+    Mixture
+        Of type 'tied_spherical'.
     """
-    n_clusters = len(before[0])
+    n_clusters = len(before.weights)
     sums = hard_statistics(z, labels, weight, n_clusters, "spherical")
     sums = GaussianStatistics(sums.nk, sums.first, sums.second.sum())
     center, total = sums.first.sum(dim=0) / weight.sum(), weight.sum() * z.shape[1]
@@ -85,51 +80,35 @@ def hard_mixture(z, labels, weight, before, equal_weights=False):
     enough = new.weights > FEW / n_clusters
     weights = new.weights.clamp_min(LEAST_WEIGHT / n_clusters)
     weights = torch.ones_like(weights) if equal_weights else weights
-    means = torch.where(enough[:, None], new.means, before[1])
-    return weights / weights.sum(), means, new.covariances
+    means = torch.where(enough[:, None], new.means, before.means)
+    return replace(new, weights=weights / weights.sum(), means=means)
 
 
-class TiedMixture(nn.Module):
-    """The mixture that training follows: one spherical covariance.
+def sweep(z, weight, mixture, memory, literal=False, equal_weights=False):
+    r"""One sweep of hard EM over a pool of codes, of which the old values keep a share.
 
-    Attributes
+    .. math:: \theta \leftarrow m \, \theta + (1 - m) \, \theta^*(z)
+
+    Parameters
     ----------
-    weights : Tensor of shape (K,)
-    means : Tensor of shape (K, d)
-    variance : Tensor of shape ()
+    z : Tensor of shape (n, d)
+    weight : Tensor of shape (n,)
+    mixture : Mixture
+        Of type 'tied_spherical'.
+    memory : float
+        :math:`m`.
+    literal, equal_weights : bool, default=False
+        As for `component` and `hard_mixture`.
+
+    Returns
+    -------
+    Mixture
+        In float64.
     """
-
-    def __init__(self, n_clusters, n_dimensions):
-        super().__init__()
-        self.register_buffer("weights", torch.full((n_clusters,), 1.0 / n_clusters))
-        self.register_buffer("means", torch.zeros(n_clusters, n_dimensions))
-        self.register_buffer("variance", torch.ones(()))
-
-    def values(self):
-        """Copies of weights, means and variance, in float64."""
-        return tuple(v.double().clone() for v in (self.weights, self.means, self.variance))
-
-    def set(self, weights, means, variance):
-        """Take new values."""
-        self.weights.copy_(weights)
-        self.means.copy_(means)
-        self.variance.copy_(variance)
-
-    def assign(self, z, literal=False):
-        """Own component of each code: (B, d) -> (B,)."""
-        return component(z, self.weights, self.means, self.variance, literal)
-
-    def residual(self, z, labels):
-        """Codes relative to their own component, in units of its deviation: (B, d) -> (B, d)."""
-        return (z - self.means[labels]) * self.variance.rsqrt()
-
-    @torch.no_grad()
-    def refresh(self, z, weight, memory, literal=False, equal_weights=False):
-        """One sweep of hard EM over a pool of codes, of which the old values keep a share."""
-        before = self.values()
-        labels, z = self.assign(z, literal), z.double()
-        after = hard_mixture(z, labels, weight.double(), before, equal_weights)
-        self.set(*(memory * a + (1 - memory) * b for a, b in zip(before, after, strict=True)))
+    labels = component(z, mixture, literal)
+    before = mixture.map(torch.Tensor.double)
+    after = hard_mixture(z.double(), labels, weight.double(), before, equal_weights)
+    return before.map(lambda old, new: memory * old + (1 - memory) * new, after)
 
 
 class Critic(nn.Module):
@@ -193,10 +172,10 @@ class DCANNetwork(AutoencoderNetwork):
     autoencoder : Autoencoder
     whitener : Whitener
         Of the codes: makes their mean zero and their variance one on average.
-    tracked : TiedMixture
-    mixture : GaussianMixtureHead
-        That predictions are read from, covariances in full whatever their type; ``exact`` are
-        its `MixtureParameters`, of their type.
+    tracked : Mixture
+        The mixture that training follows: one spherical covariance. Kept in buffers.
+    mixture : MixtureModule
+        The mixture that predictions are made from, covariances in full whatever their type.
     critic : Critic or None
         Of ``divergence='js'``.
     deviation : MLP or None
@@ -223,8 +202,10 @@ class DCANNetwork(AutoencoderNetwork):
         spec = coders(hidden_layer_sizes, activation, encoder, decoder)
         super().__init__(n_features, latent_dim, hidden_layer_sizes, **spec)
         self.whitener = Whitener(latent_dim)
-        self.tracked = TiedMixture(n_clusters, latent_dim)
-        self.mixture = GaussianMixtureHead(latent_dim, n_clusters)
+        self.register_buffer("tracked_weights", torch.full((n_clusters,), 1.0 / n_clusters))
+        self.register_buffer("tracked_means", torch.zeros(n_clusters, latent_dim))
+        self.register_buffer("tracked_variance", torch.ones(()))
+        self.mixture = MixtureModule(latent_dim, n_clusters)
         self.conditional = conditional
         self.critic = self.deviation = None
         sizes = (latent_dim, *critic_hidden_layer_sizes)
@@ -247,13 +228,29 @@ class DCANNetwork(AutoencoderNetwork):
         """Rows in the units of the data: (B, latent_dim) -> (B, n_features)."""
         return super().decode(self.whitener.inverse(z))
 
+    @property
+    def tracked(self):
+        buffers = self.tracked_weights, self.tracked_means, self.tracked_variance
+        return Mixture(*buffers, "tied_spherical")
+
+    @torch.no_grad()
+    def track(self, mixture):
+        """Take new values of the mixture that training follows."""
+        for buffer, value in zip(self.tracked.tensors, mixture.tensors, strict=True):
+            buffer.copy_(value)
+
     def features(self, z, labels):
-        """What the critic sees of codes: (B, latent_dim) -> (B, latent_dim)."""
-        return self.tracked.residual(z, labels) if self.conditional else z
+        """Codes as the critic sees them: (B, latent_dim) -> (B, latent_dim).
+
+        If conditional, relative to their own component and in units of its deviation.
+        """
+        if not self.conditional:
+            return z
+        return (z - self.tracked_means[labels]) * self.tracked_variance.rsqrt()
 
     def judge(self, z):
         """The critic's logit of each code: (B, latent_dim) -> (B,)."""
-        return self.critic(self.features(z, self.tracked.assign(z))).squeeze(1)
+        return self.critic(self.features(z, component(z, self.tracked))).squeeze(1)
 
     def resp(self, x):
         """Responsibilities: (B, n_features) -> (B, n_clusters)."""
@@ -263,16 +260,6 @@ class DCANNetwork(AutoencoderNetwork):
         """Of the codes of rows: (B, n_features) -> (B,)."""
         return torch.logsumexp(self.mixture.log_joint(self.encode(x)), dim=1)
 
-    def set_mixture(self, parameters):
-        """Let predictions be those of `MixtureParameters` of any type."""
-        covariances = full_covariances(parameters)
-        self.mixture.set(parameters.weights, parameters.means, covariances)
-        self.mixture.exact = parameters
-
-    def publish(self):
-        """Let predictions be those of the tracked mixture."""
-        self.set_mixture(MixtureParameters(*self.tracked.values(), "tied_spherical"))
-
     @torch.no_grad()
     def normalize(self, mean, variance):
         """Move codes of this mean and mean variance to zero and one, and the mixture with them."""
@@ -281,5 +268,5 @@ class DCANNetwork(AutoencoderNetwork):
         origin = whitener.mean + mean.to(whitener.mean) @ whitener.inverse_matrix
         whitener.fit(origin, whitener.matrix / scale)
         means = (tracked.means - mean.to(tracked.means)) / scale
-        tracked.set(tracked.weights, means, tracked.variance / scale**2)
+        self.track(replace(tracked, means=means, covariances=tracked.covariances / scale**2))
         self.variance_unit.div_(scale**2)

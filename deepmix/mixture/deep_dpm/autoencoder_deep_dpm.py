@@ -7,7 +7,7 @@ turn. The last step is a clustering, so that encoder, mixture and labels belong 
 """
 
 import math
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +18,9 @@ from sklearn.utils.validation import check_is_fitted
 from deepmix import parameters as p
 from deepmix._torch import Rows, apply_batchwise, full_precision, own_modes
 from deepmix.autoencoder import AutoencoderMixture, reconstruction_unit
-from deepmix.distributions import log_evidence
 from deepmix.fitting import Trained
+from deepmix.gaussian_mixture import Mixture, full_covariances
+from deepmix.gaussians import log_evidence
 from deepmix.linalg import inverse_cholesky
 from deepmix.losses import squared_error
 from deepmix.mixture.deep_dpm.deep_dpm import (
@@ -400,8 +401,10 @@ class AutoencoderDeepDPM(AutoencoderMixture):
         network.clustering = draw_mixture(mixture, fit.rng.torch)
         # Equal clusters, for callbacks that predict while the autoencoder is trained alone.
         ones = torch.ones_like(network.mixture.means, dtype=torch.float64)
-        covariances = torch.diag_embed(ones) if mixture["full"] else ones
-        network.mixture.set(ones[:, 0] / len(ones), 0 * ones, covariances)
+        start = Mixture(ones[:, 0] / len(ones), 0 * ones, ones, "diag")
+        if mixture["full"]:
+            start = replace(start, covariances=full_covariances(start), covariance_type="full")
+        network.clustering.set_mixture(start)
         return network
 
     # --- Training --------------------------------------------------------------------
@@ -423,7 +426,7 @@ class AutoencoderDeepDPM(AutoencoderMixture):
                 history.stopped |= found[-1].history.stopped
         whole = len(found) == n_phases + 1 and not history.stopped
         history.converged = whole and found[-1].history.converged
-        history.others["n_clusters"] = np.array([len(f.mixture[0]) for f in found], dtype=int)
+        history.others["n_clusters"] = np.array([len(f.mixture.weights) for f in found], dtype=int)
         attributes = {
             "clusterer_": clusterer,
             "proposals_": numbered(found),
@@ -452,16 +455,13 @@ class AutoencoderDeepDPM(AutoencoderMixture):
         return history
 
     def _objective_of_features(self, network, mixture):
-        """The objective of an alternation, from weights, means and covariances of scaled codes."""
+        """The objective of an alternation, from the mixture of scaled codes."""
         clustering = network.clustering
         like, width = clustering.mixture.means, clustering.mixture.means.shape[1]
         if not self.relative_loss:
             weights = self.reconstruction_weight, 0.5 * self.clustering_weight
             return FeatureObjective(network, torch.eye(width).to(like), *weights)
-        weights, _, covariances = mixture
-        within = torch.einsum("k,k...->...", weights, covariances)
-        if covariances.dim() < 3:
-            within = torch.diag(within.expand(width))
+        within = torch.einsum("k,kij->ij", mixture.weights, full_covariances(mixture))
         whiten = inverse_cholesky(within)
         matrix = (whiten / clustering.scaler.scale.double()[:, None]).to(like)
         # At the start of the first alternation both terms are their weights, more or less.

@@ -8,7 +8,7 @@ training goes on. Implemented: clustering of given features, with and without th
 """
 
 import warnings
-from dataclasses import KW_ONLY
+from dataclasses import KW_ONLY, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,9 +19,10 @@ from sklearn.utils.validation import check_is_fitted
 from deepmix import parameters as p
 from deepmix._torch import load_state, own_modes, physical_memory
 from deepmix.base import BaseDeepMixture
-from deepmix.distributions import NormalInverseWishart
 from deepmix.fitting import Trained
-from deepmix.initialization import initial_centers, sample_rows
+from deepmix.gaussian_mixture import Mixture
+from deepmix.gaussians import NormalInverseWishart
+from deepmix.kmeans import initial_centers, sample_rows
 from deepmix.linalg import cholesky
 from deepmix.mixture.deep_dpm.network import PRODUCTS, DPMNetwork, SubclusteringNets
 from deepmix.mixture.deep_dpm.proposals import LOOK_AHEAD, Splitter
@@ -629,24 +630,20 @@ def draw_from_mixture(model, labels, noise):
 
 
 def mixture_attributes(network):
-    """Weights, means and covariances in the units of the data: dict of ndarray."""
-    weights, means, covariances = (v.cpu().double().numpy() for v in network.mixture.exact)
-    scale = network.scaler.scale.cpu().double().numpy()
-    if covariances.ndim == 3:
-        covariances = covariances * scale[:, None] * scale
+    """Fitted attributes of the mixture, in the units of the data: dict of ndarray."""
+    mixture = network.estimate.map(torch.Tensor.cpu)
+    scale, shift = (v.cpu().double() for v in (network.scaler.scale, network.scaler.mean))
+    if mixture.covariance_type == "full":
+        covariances = mixture.covariances * scale[:, None] * scale
     else:
-        covariances = covariances.reshape(len(means), -1) * scale**2
-    means = means * scale + network.scaler.mean.cpu().double().numpy()
-    return {
-        "weights_": weights / weights.sum(),
-        "means_": means,
-        "cluster_centers_": means.copy(),
-        "covariances_": covariances,
-    }
+        covariances = mixture.covariances.view(len(mixture.means), -1) * scale.square()
+    mixture = replace(mixture, means=mixture.means * scale + shift, covariances=covariances)
+    fitted = mixture.attributes()
+    return {**fitted, "cluster_centers_": fitted["means_"].copy()}
 
 
 def mixture_to_scaled(model, network, covariance_type=None):
-    """Weights, means and covariances of a fitted model, scaled: the inverse of the above."""
+    """The `Mixture` of scaled rows that a fitted model has: the inverse of the above."""
     covariance_type = covariance_type or model.covariance_type
     like, scaler = network.mixture.means, network.scaler
     scale, shift = (v.double() for v in (scaler.scale, scaler.mean))
@@ -660,4 +657,4 @@ def mixture_to_scaled(model, network, covariance_type=None):
         covariances = covariances / scale.square()
         if covariance_type == "spherical":
             covariances = covariances.mean(dim=1)
-    return weights, (means - shift) / scale, covariances
+    return Mixture(weights, (means - shift) / scale, covariances, covariance_type)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from deepmix.autoencoder import AutoencoderNetwork
-from deepmix.gaussian_mixture import GaussianMixtureHead
+from deepmix.gaussian_mixture import MixtureModule
 from deepmix.networks import MLP, FeatureScaler, build_on_meta
 
 # Numbers that rows make of all clusters at once, in float64: 4 MiB, which is faster than more, and
@@ -33,7 +33,10 @@ class DPMNetwork(nn.Module):
     Attributes
     ----------
     scaler : FeatureScaler
-    mixture : GaussianMixtureHead
+    mixture : MixtureModule
+        Of scaled rows.
+    estimate : Mixture or None
+        What ``mixture`` was made of, in float64; None in a network that was built of arrays.
     net : MLP or None
         Logits of the responsibilities.
     """
@@ -41,7 +44,8 @@ class DPMNetwork(nn.Module):
     def __init__(self, n_features, n_clusters, hidden_layer_sizes=None, full=True, normalize=False):
         super().__init__()
         self.scaler = FeatureScaler(n_features, normalize)
-        self.mixture = GaussianMixtureHead(n_features, n_clusters, full)
+        self.mixture = MixtureModule(n_features, n_clusters, full)
+        self.estimate = None
         self.net = None
         if hidden_layer_sizes is not None:
             sizes = (n_features, *hidden_layer_sizes, n_clusters)
@@ -51,6 +55,11 @@ class DPMNetwork(nn.Module):
     def width(self):
         """Numbers that a row becomes at most."""
         return self.mixture.means.numel()
+
+    def set_mixture(self, mixture):
+        """Predict from a mixture in float64, of scaled rows."""
+        self.estimate = mixture
+        self.mixture.set(mixture)
 
     def log_resp(self, x):
         """Log-responsibilities of scaled rows: (B, d) -> (B, K)."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from deepmix.distributions import GaussianStatistics, log_evidence
+from deepmix.gaussians import GaussianStatistics, log_evidence
 from deepmix.linalg import cholesky, eigh
 from deepmix.mixture.deep_dpm.projection_pursuit import least_kurtosis, whitening
 

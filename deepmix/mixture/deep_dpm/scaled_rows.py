@@ -9,7 +9,7 @@ from operator import add
 
 import torch
 
-from deepmix.distributions import GaussianStatistics, hard_statistics, soft_statistics
+from deepmix.gaussians import GaussianStatistics, hard_statistics, soft_statistics
 
 # Numbers in a chunk of rows, in float64: 32 MiB with the products of a few features.
 CHUNK = 2**18

@@ -4,10 +4,13 @@ Proposals come from `deepmix.mixture.deep_dpm.proposals` and from the subcluster
 are accepted in turn until none is left.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
-from deepmix.distributions import log_evidence, niw_mode, niw_posterior
+from deepmix.gaussian_mixture import Mixture
+from deepmix.gaussians import log_evidence, niw_mode, niw_posterior
 from deepmix.mixture.deep_dpm.proposals import LOOK_AHEAD, MIN_GAIN, disjoint_pairs, log_merge_ratio
 
 # A merge that would lower the posterior is tried with the likeliest partners only.
@@ -53,31 +56,23 @@ class Partition:
         self._done, self._last, self._refused = set(), "merge", set()
         self._peak = -float("inf")  # log posterior after the last look ahead
 
-    @property
-    def mixture(self):
-        """Weights, means and covariances: tuple of Tensor."""
-        return self.weights, self.means, self.covariances
-
-    @mixture.setter
-    def mixture(self, parameters):
-        self.weights, self.means, self.covariances = parameters
-
     def start(self, labels):
         self.labels, self.n_clusters = labels, int(labels.max()) + 1
         self.estimate(self._statistics(labels, self.n_clusters))
 
     def resume(self, labels, mixture):
         """Go on with a mixture that was estimated before."""
-        self.labels, self.n_clusters, self.mixture = labels, len(mixture[0]), mixture
-        self.resumed = True
+        self.labels, self.n_clusters = labels, len(mixture.weights)
+        self.mixture, self.resumed = mixture, True
 
     def _statistics(self, labels, n_clusters):
         return self.data.statistics(labels, n_clusters, self.prior.covariance_type)
 
     def estimate(self, statistics):
-        """M-step: weights, means and covariances of highest posterior density."""
-        self.weights = statistics.nk / statistics.nk.sum()
-        self.means, self.covariances = niw_mode(niw_posterior(self.prior, statistics))
+        """M-step: the mixture of highest posterior density."""
+        weights = statistics.nk / statistics.nk.sum()
+        mode = niw_mode(niw_posterior(self.prior, statistics))
+        self.mixture = Mixture(weights, *mode, self.prior.covariance_type)
 
     def drop_empty(self):
         """Remove clusters that no row belongs to; the origins of those that stay, or None."""
@@ -86,8 +81,8 @@ class Partition:
             return None
         self.labels = (keep.long().cumsum(0) - 1)[self.labels]
         self.n_clusters = int(keep.sum())
-        self.weights, self.means = self.weights[keep] / self.weights[keep].sum(), self.means[keep]
-        self.covariances = self.covariances[keep]
+        mixture = self.mixture.take(keep)
+        self.mixture = replace(mixture, weights=mixture.weights / mixture.weights.sum())
         self._forget()
         return keep.nonzero().squeeze(1)
 

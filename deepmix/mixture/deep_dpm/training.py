@@ -13,7 +13,7 @@ import torch
 
 from deepmix._torch import state_to_numpy
 from deepmix.callbacks import EpochState, Interruption, StopWhen
-from deepmix.gaussian_mixture import GaussianMixtureHead
+from deepmix.gaussian_mixture import Mixture
 from deepmix.mixture.deep_dpm.losses import clustering_loss, subclustering_loss
 from deepmix.mixture.deep_dpm.network import SubclusteringNets, in_pieces, piece
 from deepmix.mixture.deep_dpm.proposals import Splitter
@@ -38,14 +38,14 @@ class Start(NamedTuple):
     Attributes
     ----------
     labels : Tensor of shape (n,) or None
-    mixture : tuple of Tensor or None
-        Weights, means and covariances of the scaled rows.
+    mixture : Mixture or None
+        Of the scaled rows, in float64.
     subnets : dict of ndarray or None
         State of the subclustering nets.
     """
 
     labels: torch.Tensor | None = None
-    mixture: tuple | None = None
+    mixture: Mixture | None = None
     subnets: dict | None = None
 
 
@@ -56,8 +56,8 @@ class DPMFit:
     Attributes
     ----------
     history : History
-    mixture : tuple of Tensor
-        Weights, means and covariances of the scaled rows, in float64.
+    mixture : Mixture
+        Of the scaled rows, in float64.
     log_posterior : float
         Log posterior of the partition, up to a constant.
     n_clusters : ndarray of shape (n_iter,)
@@ -69,7 +69,7 @@ class DPMFit:
     """
 
     history: History
-    mixture: tuple
+    mixture: Mixture
     log_posterior: float
     n_clusters: np.ndarray
     proposals: np.ndarray
@@ -78,7 +78,7 @@ class DPMFit:
     @property
     def criterion(self):
         """Minus the log posterior; infinite if the mixture is not finite."""
-        finite = torch.stack([values.sum() for values in self.mixture]).isfinite().all()
+        finite = torch.stack([values.sum() for values in self.mixture.tensors]).isfinite().all()
         return -self.log_posterior if finite else np.inf
 
     @property
@@ -110,7 +110,7 @@ class Search:
 
     def update_mixture(self):
         """Give the network the mixture as it stands."""
-        self.network.mixture.set(*self.partition.mixture)
+        self.network.set_mixture(self.partition.mixture)
 
     def inherit(self, origin):
         """Give the nets one output for each entry of ``origin``, the number of its parent."""
@@ -252,12 +252,11 @@ def e_step(partition, interruption):
         All three as one tuple; None where the interruption was requested.
     """
     data = partition.data
-    head = GaussianMixtureHead(1, 1).to(data.weight.device).double()
-    head.set(*partition.mixture)
+    mixture = partition.mixture.to_module()
     labels, totals, log_likelihood = [], [], 0.0
 
     def part(x, weight):
-        log_joint = head.log_joint(x)
+        log_joint = mixture.log_joint(x)
         log_density = torch.logsumexp(log_joint, dim=1)
         resp = (log_joint - log_density[:, None]).exp() * weight[:, None]
         labels.append(log_joint.argmax(dim=1))
@@ -268,7 +267,7 @@ def e_step(partition, interruption):
         if interruption.requested:
             return None
         weight = data.weight[chosen]
-        log_likelihood = log_likelihood + weight @ in_pieces(part, head.means, x, weight)
+        log_likelihood = log_likelihood + weight @ in_pieces(part, mixture.means, x, weight)
         totals = [reduce(add, totals)]
     return torch.cat(labels), totals[0], float(log_likelihood)
 
@@ -366,10 +365,11 @@ class AmortizedObjective(Objective):
         """
         part, dtype = self.partition, self.network.mixture.means.dtype
         labels, sides, total = [], [], None
+        size = piece(part.mixture.means)
         pieces = (
             pair
             for rows, x in part.data.chunks()
-            for pair in zip(*(v.split(piece(part.means)) for v in (x, part.data.weight[rows])))
+            for pair in zip(*(v.split(size) for v in (x, part.data.weight[rows])))
         )
         for x, weight in pieces:
             log_resp = self.network.log_resp(x.to(dtype))

@@ -31,7 +31,7 @@ from deepmix.augmentation import (
 )
 from deepmix.base import BaseDeepMixture
 from deepmix.fitting import Trained
-from deepmix.initialization import first_best
+from deepmix.kmeans import first_best
 from deepmix.mixture.neural_mixture_em.network import NeuralMixtureNetwork
 from deepmix.mixture.neural_mixture_em.training import (
     Gaps,

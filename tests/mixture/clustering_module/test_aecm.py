@@ -14,12 +14,13 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits, make_blobs, make_circles
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
+from sklearn.utils import check_random_state
 from torch import nn
 
 from deepmix import AECM, pretrain_autoencoder
 from deepmix._torch import Rows
 from deepmix.fitting import Fit, RandomStreams
-from deepmix.mixture.clustering_module.aecm import PAPER_SETTINGS, JointObjective
+from deepmix.mixture.clustering_module.aecm import PAPER_SETTINGS, JointObjective, best_mixture
 from deepmix.mixture.clustering_module.losses import (
     DirichletPrior,
     balance,
@@ -677,3 +678,35 @@ def test_on_digits_it_beats_k_means(seed):
     kmeans = KMeans(10, n_init=10, random_state=seed).fit(X)
     scores = [adjusted_rand_score(y, m.labels_) for m in (model, kmeans)]
     assert scores[0] > scores[1] + 0.02
+
+
+# --- The mixture from k-means ---
+
+
+def test_the_best_mixture_of_blobs_has_their_means_and_mean_covariance(blobs):
+    X, y = blobs
+    means, within = best_mixture(X, 4, check_random_state(0))
+    expected = np.array([X[y == k].mean(axis=0) for k in range(4)])
+    nearest = np.linalg.norm(means.numpy()[:, None] - expected, axis=2)
+    assert sorted(nearest.argmin(axis=1)) == [0, 1, 2, 3]
+    assert nearest.min(axis=1).max() < 0.01
+    pooled = sum(np.mean(y == k) * np.cov(X[y == k].T, ddof=0) for k in range(4))
+    reg_covar = 1e-3 * X.var(axis=0).mean()
+    np.testing.assert_allclose(within, pooled + reg_covar * np.eye(3), atol=0.01)
+
+
+def test_the_best_mixture_takes_weights_and_repeats(overlapping):
+    X, _ = overlapping
+    weight = (np.arange(len(X)) % 3).astype(float)
+    weighted = best_mixture(X, 4, check_random_state(0), weight)
+    repeated = best_mixture(np.repeat(X, weight.astype(int), axis=0), 4, check_random_state(0))
+    for a, b in zip(weighted, repeated):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_the_best_mixture_outlives_dead_dimensions_and_equal_rows():
+    X = np.c_[np.random.default_rng(0).normal(size=(50, 2)), np.zeros(50)].astype(np.float32)
+    for data in (X, np.ones((50, 3), np.float32)):
+        means, within = best_mixture(data, 3, check_random_state(0))
+        assert torch.isfinite(means).all()
+        assert torch.linalg.eigvalsh(within).min() > 0

@@ -20,10 +20,11 @@ from torch.nn.functional import softplus
 
 from deepmix import DCAN, pretrain_autoencoder
 from deepmix._torch import Rows
+from deepmix.gaussian_mixture import Mixture
 from deepmix.mixture.dcan.adversarial import AdversarialObjective, Settings
 from deepmix.mixture.dcan.dcan import PAPER_SETTINGS
 from deepmix.mixture.dcan.losses import critic_loss, encoder_loss, euclidean_loss, kl_loss
-from deepmix.mixture.dcan.network import Critic, DCANNetwork, TiedMixture, component, hard_mixture
+from deepmix.mixture.dcan.network import Critic, DCANNetwork, component, hard_mixture, sweep
 from deepmix.networks import init_weights
 from deepmix.training import Objective, Phase, minimize
 
@@ -53,7 +54,8 @@ def example(n=11, d=3, seed=0):
 def mixture(k=4, d=3, seed=1):
     draw = np.random.default_rng(seed)
     weights = torch.tensor(draw.dirichlet(np.full(k, 5.0)))
-    return weights, torch.tensor(draw.normal(size=(k, d))), torch.tensor(0.7, dtype=torch.double)
+    variance = torch.tensor(0.7, dtype=torch.double)
+    return Mixture(weights, torch.tensor(draw.normal(size=(k, d))), variance, "tied_spherical")
 
 
 def settings(**changed):
@@ -83,7 +85,7 @@ def small_network(seed=0, **parameters):
     network = network.double()
     for parameter in network.parameters():
         parameter.data.normal_(generator=torch.Generator().manual_seed(seed))
-    network.tracked.set(*mixture())
+    network.track(mixture())
     return network
 
 
@@ -166,8 +168,8 @@ def test_with_unit_variances_kl_is_euclidean():
 
 @pytest.mark.parametrize("literal", [False, True])
 def test_a_component_is_the_arg_max_of_eq_22(literal):
-    z, (weights, means, variance) = example()[0], mixture()
-    for row, got in zip(z, component(z, weights, means, variance, literal)):
+    z, (weights, means, variance) = example()[0], mixture().tensors
+    for row, got in zip(z, component(z, mixture(), literal)):
         tau = 1.0 if literal else 1 / float(variance)
         values = [
             math.log(w) - 0.5 * tau * float((row - mean).square().sum())
@@ -177,20 +179,20 @@ def test_a_component_is_the_arg_max_of_eq_22(literal):
 
 
 def test_the_component_is_the_posterior_mode_of_scikit_learns_mixture():
-    z, (weights, means, variance) = example(200)[0], mixture()
+    z, (weights, means, variance) = example(200)[0], mixture().tensors
     model = GaussianMixture(4, covariance_type="spherical")
     model.weights_, model.means_ = weights.numpy(), means.numpy()
     model.covariances_ = np.full(4, float(variance))
     model.precisions_cholesky_ = 1 / np.sqrt(model.covariances_)
-    got = component(z, weights, means, variance)
+    got = component(z, mixture())
     np.testing.assert_array_equal(got, model.predict(z.numpy()))
 
 
 def test_the_sweep_of_em_equals_a_naive_loop():
     z, weight = example(40)
     before = mixture()
-    labels = component(z, *before)
-    weights, means, variance = hard_mixture(z, labels, weight, before)
+    labels = component(z, before)
+    weights, means, variance = hard_mixture(z, labels, weight, before).tensors
     within = 0.0
     for k in range(4):
         rows, w = z[labels == k], weight[labels == k]
@@ -207,33 +209,30 @@ def test_the_sweep_of_em_equals_a_naive_loop():
 def test_equal_weights_leave_means_and_variance_as_they_are():
     z, weight = example(40)
     before = mixture()
-    labels = component(z, *before)
-    _, means, variance = hard_mixture(z, labels, weight, before)
+    labels = component(z, before)
+    free = hard_mixture(z, labels, weight, before)
     equal = hard_mixture(z, labels, weight, before, equal_weights=True)
-    assert equal[0].tolist() == [0.25] * 4
-    assert torch.equal(equal[1], means)
-    assert torch.equal(equal[2], variance)
+    assert equal.weights.tolist() == [0.25] * 4
+    assert torch.equal(equal.means, free.means)
+    assert torch.equal(equal.covariances, free.covariances)
 
 
 def test_an_empty_component_keeps_its_mean_and_can_come_back():
     z, weight = example(40)
     before = mixture()
-    labels = component(z, *before).clamp_max(2)  # none for the last
-    weights, means, _ = hard_mixture(z, labels, weight, before)
-    torch.testing.assert_close(means[3], before[1][3])
+    labels = component(z, before).clamp_max(2)  # none for the last
+    weights, means, _ = hard_mixture(z, labels, weight, before).tensors
+    torch.testing.assert_close(means[3], before.means[3])
     assert float(weights[3]) == pytest.approx(0.025 / 1.025, rel=1e-6)
     assert float(weights.sum()) == pytest.approx(1, rel=1e-12)
 
 
 def test_the_memory_is_a_share_of_the_old_values():
     z, weight = example(40)
-    tracked = TiedMixture(4, 3).double()
-    tracked.set(*mixture())
-    old = tracked.values()
-    labels = tracked.assign(z)
-    tracked.refresh(z, weight, memory=0.25)
-    new = hard_mixture(z, labels, weight, old)
-    for got, a, b in zip(tracked.values(), old, new):
+    old = mixture()
+    new = hard_mixture(z, component(z, old), weight, old)
+    swept = sweep(z, weight, old, memory=0.25)
+    for got, a, b in zip(swept.tensors, old.tensors, new.tensors):
         torch.testing.assert_close(got, 0.25 * a + 0.75 * b, rtol=RTOL, atol=0)
 
 
@@ -246,8 +245,8 @@ def test_the_steps_of_the_game_are_the_equations(conditional):
     )
     terms = {**objective.critic_step(x, None, weight), **objective.encoder_step(x, None, weight)}
     z = network.autoencoder.encoder(x)
-    weights, means, variance = mixture()
-    labels = component(z, weights, means, variance)
+    _, means, variance = mixture().tensors
+    labels = component(z, mixture())
     seen = (z - means[labels]) / variance.sqrt() if conditional else z
     negative = network.critic(seen)[:, 0]
     noise = torch.randn(11, 3, generator=make_generator(), dtype=torch.float64)
@@ -292,7 +291,7 @@ def test_draws_for_a_critic_of_codes_as_they_are_follow_the_mixture_of_the_batch
     objective = AdversarialObjective(network, rows, settings(batch_size=20_000), make_generator())
     labels, weight = torch.tensor([0, 0, 2, 3]), torch.tensor([1.0, 2.0, 3.0, 2.0]).double()
     drawn = objective._draw(labels, weight, torch.zeros(4, 3).double())
-    _, means, variance = mixture()
+    _, means, variance = mixture().tensors
     share = torch.tensor([3, 0, 3, 2]).double() / 8
     center = share @ means
     torch.testing.assert_close(drawn.mean(dim=0), center, atol=0.03, rtol=0)
@@ -480,12 +479,12 @@ def test_options_train_and_stay_finite(options, blobs, small):
 def test_a_frozen_mixture_stays_where_it_started(blobs, small):
     options = {"covariance_type": "tracked", "update_every": 0, "dtype": "auto"}
     model = small(DCAN, max_iter=0, **options).fit(blobs[0])
-    start = model.module_.tracked.values()
+    start = model.module_.tracked
     trained = small(DCAN, **options).fit(blobs[0])
     # But for the unit of the codes, which is fixed at the end.
-    ratio = float(trained.module_.tracked.variance / start[2])
+    ratio = float(trained.module_.tracked_variance / start.covariances)
     moved = trained.tracked_means_ - trained.tracked_means_.mean(axis=0)
-    expected = (start[1] - start[1].mean(dim=0)).numpy() * math.sqrt(ratio)
+    expected = (start.means - start.means.mean(dim=0)).numpy() * math.sqrt(ratio)
     np.testing.assert_allclose(moved, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -510,16 +509,15 @@ def test_a_restart_is_kept_by_the_share_of_variance_within_components(overlappin
 def test_eq_22_ends_in_one_component():
     """Where codes lie closer than one, weights outweigh distances: the rich get richer."""
     z = torch.tensor(np.random.default_rng(0).normal(size=(600, 10)) * math.sqrt(0.5))
-    tracked = TiedMixture(10, 10).double()
     centers = KMeans(10, n_init=1, random_state=0).fit(z).cluster_centers_
-    tracked.set(torch.full((10,), 0.1), torch.tensor(centers), torch.tensor(0.4))
-    healthy = TiedMixture(10, 10).double()
-    healthy.load_state_dict(tracked.state_dict())
+    weights, variance = torch.full((10,), 0.1).double(), torch.tensor(0.4).double()
+    literal = healthy = Mixture(weights, torch.tensor(centers), variance, "tied_spherical")
+    one = torch.ones(600).double()
     for _ in range(200):
-        tracked.refresh(z, torch.ones(600).double(), 0.0, literal=True)
-        healthy.refresh(z, torch.ones(600).double(), 0.0)
-    assert torch.bincount(tracked.assign(z, literal=True)).max() > 0.98 * 600
-    assert torch.bincount(healthy.assign(z)).max() < 0.3 * 600
+        literal = sweep(z, one, literal, 0.0, literal=True)
+        healthy = sweep(z, one, healthy, 0.0)
+    assert torch.bincount(component(z, literal, literal=True)).max() > 0.98 * 600
+    assert torch.bincount(component(z, healthy)).max() < 0.3 * 600
 
 
 def test_the_papers_recipe_collapses_and_says_so():
@@ -614,9 +612,9 @@ def test_a_mixture_that_cannot_be_fitted_anew_leaves_the_one_there_is(
     before = dict(vars(model))
     whole = DCAN._fitted_attributes
     monkeypatch.setattr(
-        DCAN, "_fitted_attributes", lambda *args: {**whole(*args), "means_": np.array(np.nan)}
+        DCAN, "_fitted_attributes", lambda *args: {**whole(*args), "tracked_means_": np.nan}
     )
-    with pytest.raises(FloatingPointError, match="means_"):
+    with pytest.raises(FloatingPointError, match="tracked_means_"):
         model.read_out(X)
     assert vars(model) == before
 
@@ -792,8 +790,9 @@ def test_a_critic_is_judged_by_the_module(blobs, small):
     z = torch.tensor(model.transform(X))
     with torch.no_grad():
         got = module.judge(z)
-        labels = module.tracked.assign(z)
-        expected = module.critic(module.tracked.residual(z, labels))[:, 0]
+        labels = component(z, module.tracked)
+        residual = (z - module.tracked.means[labels]) / module.tracked.covariances.sqrt()
+        expected = module.critic(residual)[:, 0]
     torch.testing.assert_close(got, expected)
 
 

@@ -14,12 +14,13 @@ from torch import nn
 
 from deepmix import AutoencoderDeepDPM, DeepDPM
 from deepmix.callbacks import EpochState
-from deepmix.distributions import hard_statistics
+from deepmix.gaussians import hard_statistics
 from deepmix.mixture.deep_dpm.autoencoder_deep_dpm import (
     LEAST_ERROR,
     FeatureObjective,
     log_posterior_of_one,
 )
+from deepmix.mixture.deep_dpm.deep_dpm import mixture_to_scaled
 from deepmix.mixture.deep_dpm.losses import center_distance, within_share
 from deepmix.mixture.deep_dpm.network import AutoencoderDPMNetwork
 from deepmix.mixture.deep_dpm.scaled_rows import ScaledRows
@@ -91,7 +92,9 @@ def test_the_loss_is_the_formula(relative_loss, curved):
     model = small_model(relative_loss=relative_loss, n_alternations=0, **options).fit(X)
     network = model._rebuild(torch.float64, torch.device("cpu"))
     codes = model.transform(X)
-    objective = model._objective_of_features(network, mixture_of(network))
+    objective = model._objective_of_features(
+        network, mixture_to_scaled(model, network.clustering, "full")
+    )
     x, weight = torch.tensor(X), torch.tensor(np.random.default_rng(2).random(len(X)))
     with torch.no_grad():
         terms = objective.step(x, None, weight)
@@ -113,15 +116,6 @@ def test_the_loss_is_the_formula(relative_loss, curved):
     assert set(terms) == set(expected)
     for name, value in expected.items():
         assert float(terms[name]) == pytest.approx(value, rel=1e-5), name
-
-
-def mixture_of(network):
-    """Weights, means and covariances, from the head that has their densities."""
-    mixture = network.mixture
-    covariances = torch.linalg.inv(mixture.whiten @ mixture.whiten.mT)
-    log_det = mixture.whiten.diagonal(dim1=1, dim2=2).log().sum(dim=1)
-    constant = mixture.log_constant - log_det + 0.5 * mixture.means.shape[1] * np.log(2 * np.pi)
-    return constant.exp(), mixture.means, covariances
 
 
 def test_the_autoencoder_is_trained_and_the_mixture_is_not():

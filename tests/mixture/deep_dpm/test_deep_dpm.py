@@ -21,7 +21,7 @@ from deepmix import AutoencoderDeepDPM, DeepDPM
 from deepmix._torch import Rows
 from deepmix.callbacks import EpochState
 from deepmix.fitting import Fit, RandomStreams
-from deepmix.gaussian_mixture import GaussianMixtureHead
+from deepmix.gaussian_mixture import Mixture
 from deepmix.mixture.deep_dpm.deep_dpm import matrices_bytes
 from deepmix.mixture.deep_dpm.losses import clustering_loss, subclustering_loss
 from deepmix.mixture.deep_dpm.network import DPMNetwork, SubclusteringNets, in_pieces
@@ -79,39 +79,18 @@ def test_the_subclustering_loss_equals_a_naive_loop():
 # --- Network ---
 
 
-@pytest.mark.parametrize("covariance_type", ["full", "diag", "spherical"])
-def test_the_heads_joint_density_is_that_of_scipy(covariance_type):
-    draw = np.random.default_rng(2)
-    x, means, weights = draw.normal(size=(6, 3)), draw.normal(size=(2, 3)), draw.dirichlet([1, 1])
-    root = draw.normal(size=(2, 3, 3))
-    full = root @ root.transpose(0, 2, 1) + np.eye(3)
-    shaped = {"full": full, "diag": np.array([1.0, 2.0])[:, None] + draw.random((2, 3))}
-    covariances = shaped.get(covariance_type, np.array([0.5, 2.0]))
-    if covariance_type == "diag":
-        full = np.array([np.diag(v) for v in covariances])
-    elif covariance_type == "spherical":
-        full = np.array([v * np.eye(3) for v in covariances])
-    head = GaussianMixtureHead(3, 5, covariance_type == "full").double()
-    head.set(*(torch.tensor(v) for v in (weights, means, covariances)))
-    expected = [
-        np.log(w) + stats.multivariate_normal(m, c).logpdf(x)
-        for w, m, c in zip(weights, means, full)
-    ]
-    np.testing.assert_allclose(head.log_joint(torch.tensor(x)), np.transpose(expected), rtol=1e-9)
-
-
 def test_pieces_of_a_batch_give_what_the_batch_gives(five, monkeypatch):
     n_features, draw = 3, np.random.default_rng(2)
     means = torch.tensor(draw.normal(size=(4, n_features)))
     covariances = torch.eye(n_features, dtype=torch.float64).expand(4, -1, -1)
-    head = GaussianMixtureHead(n_features, 4).double()
-    head.set(torch.full((4,), 0.25, dtype=torch.float64), means, covariances)
+    mixture = Mixture(torch.full((4,), 0.25, dtype=torch.float64), means, covariances)
+    module = mixture.to_module()
     x = torch.tensor(draw.normal(size=(100, n_features)))
-    whole = head.log_joint(x)
+    whole = module.log_joint(x)
     models = [DeepDPM(3, amortized=a, max_iter=20, tol=0, random_state=0) for a in (True, False)]
     fits = [clone(model).fit(five[0]) for model in models]
     monkeypatch.setattr("deepmix.mixture.deep_dpm.network.PRODUCTS", 1)
-    torch.testing.assert_close(in_pieces(head.log_joint, head.means, x), whole)
+    torch.testing.assert_close(in_pieces(module.log_joint, module.means, x), whole)
     for model, fit in zip(models, fits):
         np.testing.assert_allclose(model.fit(five[0]).means_, fit.means_, rtol=1e-4, atol=1e-6)
         np.testing.assert_array_equal(model.labels_, fit.labels_)

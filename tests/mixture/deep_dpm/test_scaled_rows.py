@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_iris
 
 from deepmix._torch import Rows
-from deepmix.distributions import hard_statistics
+from deepmix.gaussians import hard_statistics
 from deepmix.mixture.deep_dpm.scaled_rows import ScaledRows, rounding_variance, unrounded
 
 

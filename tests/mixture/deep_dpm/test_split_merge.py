@@ -9,7 +9,7 @@ from scipy.special import gammaln
 from sklearn.cluster import KMeans
 
 from deepmix._torch import Rows
-from deepmix.distributions import (
+from deepmix.gaussians import (
     GaussianStatistics,
     NormalInverseWishart,
     hard_statistics,
@@ -387,6 +387,6 @@ def test_empty_clusters_are_dropped():
     part = partition(X, y)
     part.labels = torch.tensor(np.where(y == 1, 2, y))
     assert part.drop_empty().tolist() == [0, 2]
-    assert part.n_clusters == len(part.means) == 2
-    assert float(part.weights.sum()) == pytest.approx(1.0, rel=RTOL)
+    assert part.n_clusters == len(part.mixture.means) == 2
+    assert float(part.mixture.weights.sum()) == pytest.approx(1.0, rel=RTOL)
     assert part.labels.unique().tolist() == [0, 1]

@@ -1,147 +1,43 @@
-"""Log-densities against scipy.stats, and the prior against its formula."""
+"""Distances and statistics against loops, the prior against its formula."""
 
 import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
-from scipy.special import logsumexp
 
-from deepmix.distributions import (
+from deepmix.gaussians import (
     GaussianStatistics,
     NormalInverseWishart,
-    gaussian_log_density,
     hard_statistics,
-    mixture_log_density,
     niw_log_marginal,
     niw_mode,
     niw_posterior,
     soft_statistics,
-    spherical_log_density,
+    squared_mahalanobis,
 )
-from deepmix.mixture.clustering_module.losses import DirichletPrior, log_mean_resp
 
 RTOL = 1e-10
-LIKE = torch.zeros((), dtype=torch.float64)
 
 
 def example(n=20, k=3, d=4):
     generator = np.random.default_rng(0)
-    weights = generator.dirichlet(np.ones(k))
-    return generator.normal(size=(n, d)), generator.normal(size=(k, d)), weights
+    return generator.normal(size=(n, d)), generator.normal(size=(k, d))
 
 
-def random_log_resp(n=12, restarts=2, k=4, seed=0):
-    logits = np.random.default_rng(seed).normal(size=(n, restarts, k))
-    return torch.tensor(logits).log_softmax(dim=-1)
+# --- Squared distances ---
 
 
-@pytest.mark.parametrize("offset", [0.0, 1e6])
-@pytest.mark.parametrize("variance", [0.1, 7.0])
-def test_spherical_density_is_that_of_scipy(variance, offset):
-    X, means, _ = example()
-    got = spherical_log_density(torch.tensor(X + offset), torch.tensor(means + offset), variance)
-    covariance = variance * np.eye(4)
-    expected = [stats.multivariate_normal(m, covariance).logpdf(X) for m in means]
-    rtol = 1e-10 if offset == 0 else 1e-7  # digits that X itself has lost
-    np.testing.assert_allclose(got, np.transpose(expected), rtol=rtol)
-
-
-def test_mixture_density_is_the_log_of_the_sum():
-    X, means, weights = example()
-    components = spherical_log_density(torch.tensor(X), torch.tensor(means), 0.5)
-    got = mixture_log_density(components, torch.tensor(weights))
-    expected = np.log(np.exp(components.numpy()) @ weights)
-    np.testing.assert_allclose(got, expected, rtol=1e-10)
-
-
-def test_mixture_density_is_finite_far_away_and_for_an_empty_component():
-    X, means, _ = example()
-    components = spherical_log_density(torch.tensor(X + 1e4), torch.tensor(means), 1e-3)
-    got = mixture_log_density(components, torch.tensor([0.5, 0.5, 0.0]))
-    assert torch.isfinite(got).all()
-
-
-def test_log_mean_resp_is_the_log_of_the_weighted_mean():
-    log_resp = random_log_resp()
-    weight = torch.arange(1.0, 13.0, dtype=torch.float64)
-    expected = np.log(np.average(log_resp.exp().numpy(), axis=0, weights=weight.numpy()))
-    np.testing.assert_allclose(log_mean_resp(log_resp, weight), expected, rtol=1e-10)
-
-
-def test_log_mean_resp_outlives_an_underflow():
-    log_resp = torch.tensor([[0.0, -2000.0], [0.0, -2001.0]], dtype=torch.float64)
-    got = log_mean_resp(log_resp, torch.ones(2, dtype=torch.float64))
-    assert got[1] == pytest.approx(logsumexp([-2000.0, -2001.0]) - np.log(2), rel=1e-10)
-
-
-@pytest.mark.parametrize("scale", [1e-20, 1e25])
-def test_spherical_density_outlives_squares_that_float32_cannot_hold(scale):
-    X, means, _ = example()
-    single = [torch.tensor(scale * a, dtype=torch.float32) for a in (X, means)]
-    got = spherical_log_density(*single, (0.5 * scale) ** 2).double()
-    expected = spherical_log_density(torch.tensor(X), torch.tensor(means), 0.25)
-    torch.testing.assert_close(got, expected - 4 * np.log(scale), rtol=1e-5, atol=1e-4)
-
-
-# --- Full covariances ---
-
-
-def covariances_of(k=3, d=4):
-    roots = np.random.default_rng(1).normal(size=(k, d, d))
-    return roots @ roots.transpose(0, 2, 1) + 0.1 * np.eye(d)
-
-
-def test_full_density_is_that_of_scipy():
-    (X, means, _), covariances = example(), covariances_of()
-    got = gaussian_log_density(*(torch.tensor(a) for a in (X, means, covariances)))
-    expected = [stats.multivariate_normal(m, c).logpdf(X) for m, c in zip(means, covariances)]
-    np.testing.assert_allclose(got, np.transpose(expected), rtol=RTOL)
-
-
-def test_full_density_of_spheres_is_the_spherical_one():
-    X, means, _ = (torch.tensor(a) for a in example())
-    spheres = (0.7 * torch.eye(4).double()).expand(3, 4, 4)
-    torch.testing.assert_close(
-        gaussian_log_density(X, means, spheres),
-        spherical_log_density(X, means, 0.7),
-        rtol=RTOL,
-        atol=0,
-    )
-
-
-# --- Dirichlet prior ---
-
-
-def test_auto_concentration_grows_with_the_weight_of_the_batch():
-    prior = DirichletPrior("auto", 3.0, LIKE)
-    log_resp = random_log_resp()
-    one = prior(log_resp, torch.ones(12, dtype=torch.float64))
-    two = prior(log_resp, torch.full((12,), 2.0, dtype=torch.float64))
-    assert one.shape == (2, 4)
-    torch.testing.assert_close(one, torch.full((2, 4), 0.05 * 3.0 * 12, dtype=torch.float64))
-    torch.testing.assert_close(two, 2 * one)
-
-
-def test_a_number_is_the_papers_alpha_whatever_the_batch():
-    prior = DirichletPrior(5, 3.0, LIKE)
-    for n in (3, 12):
-        strength = prior(random_log_resp(n), torch.ones(n, dtype=torch.float64))
-        torch.testing.assert_close(strength, torch.full((2, 4), 4.0, dtype=torch.float64))
-
-
-def test_an_array_gives_the_largest_concentration_to_the_largest_cluster():
-    log_resp = random_log_resp()
-    weight = torch.ones(12, dtype=torch.float64)
-    strength = DirichletPrior([9.0, 2.0, 5.0, 3.0], 1.0, LIKE)(log_resp, weight)
-    sizes = log_resp.exp().mean(dim=0)
-    for row, size in zip(strength, sizes):
-        torch.testing.assert_close(row[size.argsort()], torch.tensor([1.0, 2.0, 4.0, 8.0]).double())
-
-
-def test_an_array_of_equal_concentrations_is_the_number():
-    log_resp, weight = random_log_resp(), torch.ones(12, dtype=torch.float64)
-    array = DirichletPrior([3.0] * 4, 1.0, LIKE)(log_resp, weight)
-    torch.testing.assert_close(array, DirichletPrior(3.0, 1.0, LIKE)(log_resp, weight))
+@pytest.mark.parametrize("covariance_type", ["full", "diag", "spherical"])
+def test_squared_mahalanobis_distances_are_those_of_a_loop(covariance_type):
+    (X, means), root = example(), np.random.default_rng(1).normal(size=(3, 4, 4))
+    factors = {"full": np.triu(root), "diag": root[:, 0], "spherical": root[:, 0, :1]}
+    factors = factors[covariance_type]
+    got = squared_mahalanobis(*(torch.tensor(a) for a in (X, means, factors)))
+    for k, (mean, factor) in enumerate(zip(means, factors)):
+        matrix = factor if covariance_type == "full" else np.diag(np.full(4, 1.0) * factor)
+        precision = matrix @ matrix.T
+        expected = [(x - mean) @ precision @ (x - mean) for x in X]
+        np.testing.assert_allclose(got[:, k], expected, rtol=RTOL)
 
 
 # --- Sufficient statistics ---
@@ -326,25 +222,3 @@ def test_an_empty_cluster_has_the_prior_for_posterior_and_likelihood_one():
         nothing = statistics_of(np.empty((0, 3)), covariance_type)
         torch.testing.assert_close(niw_posterior(prior, nothing).scale[0], prior.scale)
         assert float(niw_log_marginal(prior, nothing)[0]) == pytest.approx(0.0, abs=1e-10)
-
-
-@pytest.mark.parametrize("covariance_type", ["diag", "spherical"])
-def test_densities_of_simpler_covariances_are_those_of_full_ones(covariance_type):
-    X, means, _ = example()
-    covariances = np.random.default_rng(6).random((3, 4)) + 0.1
-    if covariance_type == "spherical":
-        covariances = covariances[:, 0]
-    full = np.array([np.eye(4) * c for c in covariances])
-    x, means = torch.tensor(X), torch.tensor(means)
-    got = gaussian_log_density(x, means, torch.tensor(covariances))
-    torch.testing.assert_close(got, gaussian_log_density(x, means, torch.tensor(full)))
-
-
-@pytest.mark.parametrize("covariance_type", ["diag", "spherical"])
-def test_some_clusters_at_a_time_have_the_densities_of_all_at_once(covariance_type, monkeypatch):
-    draw = np.random.default_rng(0)
-    x, means = torch.tensor(draw.normal(size=(20, 4))), torch.tensor(draw.normal(size=(7, 4)))
-    covariances = torch.tensor(draw.random((7, 4)) if covariance_type == "diag" else draw.random(7))
-    whole = gaussian_log_density(x, means, covariances)
-    monkeypatch.setattr("deepmix.distributions.IN_CACHE", 3 * x.numel())
-    assert torch.equal(gaussian_log_density(x, means, covariances), whole)

@@ -1,4 +1,8 @@
-"""Densities and priors of mixtures, batched on the device."""
+"""Gaussians on tensors: squared distances, sufficient statistics, the normal-inverse-Wishart prior.
+
+Every function works on K Gaussians side by side. Covariances are 'full' matrices, 'diag' variances
+of each feature, or one 'spherical' variance for all features.
+"""
 
 import math
 from dataclasses import dataclass
@@ -6,97 +10,67 @@ from functools import partial
 
 import torch
 
-from deepmix.linalg import cholesky, inverse_triangle
+from deepmix.linalg import cholesky
 
-# Differences of rows and means that are held at once: 512 KiB in float64.
-IN_CACHE = 2**16
-
-# --- Gaussians -------------------------------------------------------------------------
-
-
-def spherical_log_density(x, means, variance):
-    r"""Log-density of Gaussians that share one spherical covariance.
-
-    .. math:: \log \mathcal N(x_i \mid \mu_k, \sigma^2 I)
-        = -\tfrac d2 \log(2 \pi \sigma^2) - \lVert x_i - \mu_k \rVert^2 / (2 \sigma^2)
-
-    Parameters
-    ----------
-    x : Tensor of shape (B, d)
-    means : Tensor of shape (K, d)
-    variance : float
-
-    Returns
-    -------
-    Tensor of shape (B, K)
-    """
-    deviation = math.sqrt(variance)  # divided by it first: squares of huge values overflow
-    squared = squared_distances(x / deviation, means / deviation)
-    return -0.5 * (x.shape[1] * math.log(2 * math.pi * variance) + squared)
+# --- Squared distances -----------------------------------------------------------------
 
 
 def squared_distances(x, means):
-    """Squared distances of rows to means: (B, d), (K, d) -> (B, K)."""
+    """Squared Euclidean distances of rows to means: (..., n, d), (..., K, d) -> (..., n, K)."""
     # Differences, not the expanded square: this number is reported, and centres may lie far
     # from the origin.
     return torch.cdist(x, means, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
-def mixture_log_density(log_density, weights):
-    r"""Log-density of a mixture from those of its components.
+def squared_mahalanobis(x, means, precisions_cholesky):
+    r"""Squared Mahalanobis distances of rows to means.
 
-    .. math:: \log \sum_k \phi_k \, p_k(x_i)
-
-    Parameters
-    ----------
-    log_density : Tensor of shape (B, K)
-    weights : Tensor of shape (K,)
-
-    Returns
-    -------
-    Tensor of shape (B,)
-    """
-    return torch.logsumexp(log_density + weights.log(), dim=1)
-
-
-def gaussian_log_density(x, means, covariances):
-    r"""Log-density of Gaussians.
-
-    .. math:: \log \mathcal N(x_i \mid \mu_k, \Sigma_k)
+    .. math:: (x_i - \mu_k)^\top \Sigma_k^{-1} (x_i - \mu_k)
+        = \lVert (x_i - \mu_k)^\top U_k \rVert^2, \qquad U_k U_k^\top = \Sigma_k^{-1}
 
     Parameters
     ----------
     x : Tensor of shape (n, d)
     means : Tensor of shape (K, d)
-    covariances : Tensor of shape (K, d, d), (K, d) or (K,)
-        Full, diagonal or spherical.
+    precisions_cholesky : Tensor of shape (K, d, d), (K, d) or (K, 1)
+        Factors :math:`U_k`, or the inverse deviation of each feature or of all features.
 
     Returns
     -------
     Tensor of shape (n, K)
     """
-    n_clusters, n_features = means.shape
-    if covariances.dim() < 3:
-        deviation = covariances.view(n_clusters, -1).expand(-1, n_features).sqrt()
-        log_det = 2 * deviation.log().sum(dim=1)
-        squared = _scaled_squared_distances(x, means, deviation)
+    if precisions_cholesky.dim() == 3:
+        n_clusters, n_features = means.shape
+        # The factors of all clusters side by side make one product: (n, d) @ (d, K * d).
+        z = x @ precisions_cholesky.permute(1, 0, 2).flatten(1)
+        z = z.view(-1, n_clusters, n_features) - (means[:, None] @ precisions_cholesky).squeeze(1)
     else:
-        factors = cholesky(covariances)
-        log_det = 2 * factors.diagonal(dim1=1, dim2=2).log().sum(dim=1)
-        # Whitening of all clusters as one product: (n, d) @ (d, K * d)
-        whiten = inverse_triangle(factors).mT
-        z = (x @ whiten.permute(1, 0, 2).flatten(1)).view(-1, n_clusters, n_features)
-        squared = (z - (means[:, None] @ whiten).squeeze(1)).square().sum(dim=2)
-    return -0.5 * (n_features * math.log(2 * math.pi) + log_det + squared)
+        z = (x[:, None] - means) * precisions_cholesky
+    return z.square().sum(dim=2)
 
 
-def _scaled_squared_distances(x, means, deviation):
-    """Of rows to means, each feature in its own unit: (n, d), (K, d), (K, d) -> (n, K)."""
-    # Some clusters at a time: the differences of all of them leave the cache, and then take
-    # twenty times as long.
-    size = IN_CACHE * (1 if x.device.type == "cpu" else 64) // max(1, x.numel())
-    parts = zip(*(value.split(max(1, size)) for value in (means, deviation)), strict=True)
-    return torch.cat([((x[:, None] - m) / s).square().sum(dim=2) for m, s in parts], dim=1)
+def self_products(v, covariance_type):
+    """Products of the features of vectors, in the shape that a covariance of the type has.
+
+    Parameters
+    ----------
+    v : Tensor of shape (..., d)
+    covariance_type : {'full', 'diag', 'spherical'}
+
+    Returns
+    -------
+    Tensor of shape (..., d, d), (..., d) or (...)
+        Products of two features ('full'), squares ('diag'), squared norms ('spherical').
+    """
+    if covariance_type == "full":
+        return v[..., :, None] * v[..., None, :]
+    squares = v.square()
+    return squares.sum(dim=-1) if covariance_type == "spherical" else squares
+
+
+def pad_axes(value, other):
+    """View a tensor with as many axes as ``other`` has, by axes of length one at the end."""
+    return value[(..., *[None] * (other.dim() - value.dim()))]
 
 
 # --- Sufficient statistics -------------------------------------------------------------
@@ -167,13 +141,10 @@ def soft_statistics(x, resp, covariance_type="full"):
     GaussianStatistics
     """
     n_features = x.shape[1]
-    if covariance_type == "spherical":
-        second = resp.T @ x.square().sum(dim=1)
-    elif covariance_type == "diag":
-        second = resp.T @ x.square()
+    if covariance_type != "full":
+        second = resp.T @ self_products(x, covariance_type)
     elif n_features <= MAX_OUTER_FEATURES:
-        outer = (x[:, :, None] * x[:, None, :]).flatten(1)
-        second = (resp.T @ outer).view(-1, n_features, n_features)
+        second = (resp.T @ self_products(x, "full").flatten(1)).view(-1, n_features, n_features)
     else:
         second = (resp.T[:, :, None] * x).mT @ x
     return GaussianStatistics(resp.sum(dim=0), resp.T @ x, second)
@@ -203,8 +174,8 @@ def hard_statistics(x, labels, weight, n_clusters, covariance_type="full"):
         tiles, owner = _tiles(weight.sqrt()[:, None] * x, labels, n_clusters)
         second = zeros(n_clusters, n_features, n_features)
         return GaussianStatistics(nk, first, second.index_add_(0, owner, tiles.mT @ tiles))
-    squares = weight[:, None] * x.square()
-    squares = squares.sum(dim=1) if covariance_type == "spherical" else squares
+    squares = self_products(x, covariance_type)
+    squares = pad_axes(weight, squares) * squares
     second = zeros(n_clusters, *squares.shape[1:]).index_add_(0, labels, squares)
     return GaussianStatistics(nk, first, second)
 
@@ -286,21 +257,11 @@ def niw_posterior(prior, statistics):
     """
     kappa = prior.kappa + statistics.nk
     mean = (prior.kappa * prior.mean + statistics.first) / kappa[:, None]
-    product = {"full": _outer, "diag": torch.square, "spherical": _squared_norm}
-    product = product[prior.covariance_type]
-    second = product(mean)
-    added = statistics.second + prior.kappa * product(prior.mean)
-    scale = prior.scale + added - kappa[(..., *[None] * (second.dim() - 1))] * second
+    before, after = (self_products(m, prior.covariance_type) for m in (prior.mean, mean))
+    scale = prior.scale + statistics.second + prior.kappa * before
+    scale = scale - pad_axes(kappa, after) * after
     per_row = mean.shape[1] if prior.covariance_type == "spherical" else 1
     return NormalInverseWishart(mean, kappa, prior.dof + per_row * statistics.nk, scale)
-
-
-def _outer(v):
-    return v[..., :, None] * v[..., None, :]
-
-
-def _squared_norm(v):
-    return v.square().sum(dim=-1)
 
 
 def niw_mode(distribution):
@@ -321,9 +282,8 @@ def niw_mode(distribution):
         Of the shape of ``scale``.
     """
     n_features = 1 if distribution.covariance_type == "diag" else distribution.mean.shape[-1]
-    divisor = distribution.dof + n_features + 2
-    missing = distribution.scale.dim() - divisor.dim()
-    return distribution.mean, distribution.scale / divisor[(..., *[None] * missing)]
+    divisor = pad_axes(distribution.dof + n_features + 2, distribution.scale)
+    return distribution.mean, distribution.scale / divisor
 
 
 def niw_log_partition(distribution):

@@ -1,20 +1,82 @@
-"""Centres by k-means and its kin, and autoencoders by reconstruction."""
+"""k-means++, k-means and the centres of estimators; samples of rows; the first of the best."""
 
 import numpy as np
 import pytest
 import torch
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.utils import check_random_state
 
+from deepmix import kmeans
 from deepmix._torch import Rows
-from deepmix.initialization import (
-    best_mixture,
+from deepmix.gaussian_mixture import log_joint
+from deepmix.kmeans import (
     canonical_order,
     check_centers,
     first_best,
     initial_centers,
+    k_means,
+    plus_plus,
     sample_rows,
 )
+
+# --- On tensors ---
+
+
+def test_hard_em_with_one_variance_and_equal_weights_is_k_means(overlapping):
+    X = overlapping[0] - overlapping[0].mean(axis=0)
+    centers = X[[0, 50, 100, 150]]
+    expected = KMeans(4, init=centers, n_init=1, tol=0).fit(X)
+    fit = k_means(torch.tensor(X), torch.tensor(centers), tol=1e-12)
+    np.testing.assert_allclose(fit.mixture.means, expected.cluster_centers_, rtol=1e-9)
+    assert float(fit.mixture.covariances) == pytest.approx(expected.inertia_ / X.size, rel=1e-6)
+    labels = log_joint(torch.tensor(X), fit.mixture).argmax(dim=1)
+    np.testing.assert_array_equal(labels, expected.labels_)
+
+
+def seeds_of(X, k=4, weight=None, n_init=3):
+    weight = None if weight is None else torch.tensor(weight)
+    generator = torch.Generator().manual_seed(0)
+    return plus_plus(torch.tensor(X), k, generator, weight, n_init)
+
+
+def test_plus_plus_takes_different_rows_of_the_data(overlapping):
+    X = overlapping[0]
+    centers = seeds_of(X)
+    assert centers.shape == (3, 4, X.shape[1])
+    for c in centers.numpy():
+        assert all(np.any(np.all(row == X, axis=1)) for row in c)
+        assert len(np.unique(c, axis=0)) == 4
+    assert len(np.unique(centers.reshape(3, -1), axis=0)) == 3
+
+
+def test_plus_plus_takes_a_row_of_each_blob(blobs):
+    X, y = blobs
+    for centers in seeds_of(X, n_init=20).numpy():
+        nearest = np.linalg.norm(centers[:, None] - X, axis=2).argmin(axis=1)
+        assert sorted(y[nearest]) == [0, 1, 2, 3]
+
+
+def test_plus_plus_takes_weights_as_repetitions_and_never_a_weight_of_zero(overlapping):
+    X = overlapping[0]
+    weight = (np.arange(len(X)) % 3).astype(float)
+    got = seeds_of(X, weight=weight)
+    np.testing.assert_array_equal(got, seeds_of(np.repeat(X, weight.astype(int), axis=0)))
+    unseen = {tuple(row) for row in X[weight == 0]}
+    assert not unseen & {tuple(row) for row in got.flatten(0, 1).tolist()}
+
+
+def test_plus_plus_in_parts_is_plus_plus(overlapping, monkeypatch):
+    X = overlapping[0]
+    whole = seeds_of(X)
+    monkeypatch.setattr(kmeans, "CANDIDATES", 1)
+    np.testing.assert_array_equal(seeds_of(X), whole)
+
+
+def test_plus_plus_outlives_fewer_distinct_rows_than_clusters():
+    X = np.repeat([[0.0, 1.0], [2.0, 3.0]], 5, axis=0)
+    centers = seeds_of(X)
+    assert torch.isfinite(centers).all()
+    assert torch.isfinite(k_means(torch.tensor(X), centers).mixture.means).all()
 
 
 def centers_of(init, X, k=4, seed=0, weight=None, **options):
@@ -37,11 +99,15 @@ def test_centres_depend_neither_on_order_nor_on_repetition(init, overlapping):
     np.testing.assert_allclose(repeated, expected, rtol=1e-10)
 
 
-def test_plus_plus_takes_rows_of_the_data(overlapping):
-    X, _ = overlapping
-    centers = centers_of("k-means++", X)
-    assert all(np.any(np.all(c == X, axis=1)) for c in centers)
-    assert len(np.unique(centers, axis=0)) == 4
+@pytest.mark.parametrize("k", [1, 4, 20])
+def test_plus_plus_of_a_random_state_is_that_of_scikit_learn(k, overlapping):
+    X, weight = overlapping[0], np.arange(300) % 3.0
+    mine, theirs = (check_random_state(3) for _ in range(2))
+    got = plus_plus(torch.tensor(X), k, mine, torch.tensor(weight), n_init=2)
+    for centers in got:
+        expected, _ = kmeans_plusplus(X, k, sample_weight=weight, random_state=theirs)
+        np.testing.assert_array_equal(centers, expected)
+    assert mine.random_sample() == theirs.random_sample()  # and it goes on from the same place
 
 
 def test_k_means_ends_where_lloyds_algorithm_stays(blobs):
@@ -118,38 +184,6 @@ def test_a_sample_is_drawn_where_rows_are_many():
     assert len(np.unique(got)) == len(got) == 400
     again, _ = sample_rows(rows, lambda x: x, 4, check_random_state(0), max_rows=10)
     np.testing.assert_array_equal(got, again)
-
-
-# --- Mixtures ---
-
-
-def test_the_best_mixture_of_blobs_has_their_means_and_mean_covariance(blobs):
-    X, y = blobs
-    means, within = best_mixture(X, 4, check_random_state(0))
-    expected = np.array([X[y == k].mean(axis=0) for k in range(4)])
-    nearest = np.linalg.norm(means.numpy()[:, None] - expected, axis=2)
-    assert sorted(nearest.argmin(axis=1)) == [0, 1, 2, 3]
-    assert nearest.min(axis=1).max() < 0.01
-    pooled = sum(np.mean(y == k) * np.cov(X[y == k].T, ddof=0) for k in range(4))
-    reg_covar = 1e-3 * X.var(axis=0).mean()
-    np.testing.assert_allclose(within, pooled + reg_covar * np.eye(3), atol=0.01)
-
-
-def test_the_best_mixture_takes_weights_and_repeats(overlapping):
-    X, _ = overlapping
-    weight = (np.arange(len(X)) % 3).astype(float)
-    weighted = best_mixture(X, 4, check_random_state(0), weight)
-    repeated = best_mixture(np.repeat(X, weight.astype(int), axis=0), 4, check_random_state(0))
-    for a, b in zip(weighted, repeated):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
-
-
-def test_the_best_mixture_outlives_dead_dimensions_and_equal_rows():
-    X = np.c_[np.random.default_rng(0).normal(size=(50, 2)), np.zeros(50)].astype(np.float32)
-    for data in (X, np.ones((50, 3), np.float32)):
-        means, within = best_mixture(data, 3, check_random_state(0))
-        assert torch.isfinite(means).all()
-        assert torch.linalg.eigvalsh(within).min() > 0
 
 
 def test_the_first_of_the_best_is_chosen_whatever_rounding_says():
