@@ -28,8 +28,8 @@ from deepmix.datasets import load
 from deepmix.metrics import clustering_accuracy
 from deepmix.plotting import EmbeddingDisplay
 
-# The mixture's reg_covar (pixels that never vary make covariances singular) and most epochs; most
-# epochs of AECM's autoencoder, and of its joint training.
+# For each data set: the mixture's reg_covar (pixels that never vary make covariances singular), and
+# the largest number of epochs of the mixture, of AECM's autoencoder and of its joint training.
 SETTINGS = {
     "digits": (1e-3, 100, 20, 40),
     "pendigits": (1e-3, 100, 15, 20),

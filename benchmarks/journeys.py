@@ -74,7 +74,7 @@ def follow(estimator, X):
     folder = Path(package.__file__).parent
     journey = Journey(folder if ours else folder / "mixture")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of few epochs
+        warnings.simplefilter("ignore")  # about too few epochs
         sys.setprofile(journey)
         try:
             estimator.fit(X)

@@ -1,7 +1,7 @@
 """Where NumPy meets PyTorch: devices, dtypes, modes, threads, generators, rows and batches.
 
-Nothing in this file leaves a global state other than it was: no global seed, and modes and threads
-come back.
+No function here changes global state: none sets a global seed, and modes and numbers of threads are
+restored.
 """
 
 import copy
@@ -23,26 +23,27 @@ TORCH_DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 
-# What torch can gather without a conversion; every other dtype becomes float64 on entry.
+# Types that torch can gather without a conversion; every other dtype becomes float64 on entry.
 NATIVE_DTYPES = (np.float64, np.float32, np.uint8, np.int8, np.int16, np.int32, np.int64, np.bool_)
 
-# Numbers that a gathering of several batches may hold: 256 KiB in float32, the size of a cache.
+# Numbers that rows gathered for several batches may hold: 256 KiB in float32, which fits a cache.
 BLOCK = 2**16
 
-# Multiply-adds of a step below which one thread does it: some milliseconds of one core. Threads
-# wait for each other after each product, on a busy machine for as long as another process runs.
+# A step of fewer multiply-adds, some milliseconds of one core, runs on one thread. Threads wait for
+# each other after each matrix product, on a busy machine for as long as another process runs.
 THREADED_WORK = 2**25
 
 # Memory that a machine is taken to have if it does not say (Windows does not): 64 GiB.
 UNKNOWN_MEMORY = 2**36
 
-# A mean of sample weights between these may be that of counts of rows.
+# Sample weights whose mean lies between these may be counts of rows and are not rescaled.
 COUNTS = 1 / 16, 16
-# Rows are far if one in so many (one at least) has more than this share of the data's scatter,
-# which has no meaning for fewer rows than the last number.
+# Rows are far if one in FAR_ONE_IN of the rows (at least one) has more than FAR_SHARE of the data's
+# scatter; among fewer than FAR_LEAST_ROWS rows none is far.
 FAR_ONE_IN, FAR_SHARE, FAR_LEAST_ROWS = 500, 0.75, 50
-# X is taken for raw counts if of so many rows this share of values is zero, the others are whole
-# numbers, and the largest is that many times their mean. Of pixels it is twice.
+# X is taken for raw counts if, among COUNTS_ROWS rows, the share COUNTS_ZEROS of the values is
+# zero, the others are whole numbers, and the largest is COUNTS_TAIL times their mean (in images it
+# is twice their mean).
 COUNTS_ROWS, COUNTS_ZEROS, COUNTS_TAIL = 4096, 1 / 3, 20
 
 # --- Devices, dtypes, generators -------------------------------------------------------
@@ -144,7 +145,7 @@ def threads_for(work):
     work : float
         Multiply-adds of one step.
     """
-    # Before the limit: torch sets the number of a new thread when it is first asked for.
+    # Ask torch before the limit is set: a new thread gets its number when it is first asked for.
     if work >= THREADED_WORK or torch.get_num_threads() == 1:
         yield
         return
@@ -207,8 +208,8 @@ def as_shared_tensor(array):
     The package never writes into such a tensor. Torch would warn about the possibility; it is
     given an array that says it may be written to.
     """
-    # To NumPy an array of one row is contiguous whatever the stride between rows; torch wants one
-    # that could be.
+    # NumPy calls an array of one row contiguous whatever the stride between rows; torch takes no
+    # negative stride, and only multiples of the item size.
     if any(stride < 0 or stride % array.itemsize for stride in array.strides):
         array = np.array(array, order="C")
     return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writable(array)))
@@ -236,7 +237,7 @@ class Rows:
     X : ndarray or CSR matrix of shape (n_samples, n_features)
     device : torch.device
     dtype : torch.dtype
-        Of the batches.
+        Floating-point type of the batches.
     weight : ndarray of shape (n_samples,) or None
         Sample weights; rows of weight zero are never visited in training.
     """
@@ -256,16 +257,16 @@ class Rows:
         self._moments = None
 
     def _weigh(self):
-        # After the conversion: a weight that underflows there counts as zero.
+        # Read after their conversion to dtype: a weight that underflows counts as zero.
         self.visited = self.weight.cpu().nonzero().squeeze(1)
-        # Of the converted weights: sums over rows are divided by it.
+        # The sum of the converted weights, by which sums over rows are divided.
         self.total_weight = float(self.weight.cpu().double().sum())
 
     def __len__(self):
         return self.n_samples
 
     def through(self, network):
-        """The same rows for a network that makes ``network.width`` numbers of a row."""
+        """The same rows with inference batches for a network of ``network.width`` numbers a row."""
         rows = copy.copy(self)
         rows.width = network.width
         return rows
@@ -311,15 +312,15 @@ class Rows:
             )
 
     def batch_sizes(self, batch_size, even=False):
-        """Rows of each batch of an epoch: the last is short, or one longer.
+        """Numbers of rows in the batches of an epoch: list of int.
 
-        A single row left over joins the batch before it: batch normalisation has no variance
-        of one row. ``even`` makes as many batches and deals the rows out evenly.
+        The last batch may be short; a single row left over joins the batch before it, since batch
+        normalisation has no variance of one row. ``even`` deals the rows out evenly instead.
         """
         whole, rest = divmod(len(self.visited), batch_size)
         if even:
             n_batches = whole + (rest > 0)
-            if batch_size > 1:  # of two rows or more
+            if batch_size > 1:  # each of two rows or more
                 n_batches = max(1, min(n_batches, len(self.visited) // 2))
             size, longer = divmod(len(self.visited), n_batches)
             return [size + 1] * longer + [size] * (n_batches - longer)
@@ -356,7 +357,7 @@ class Rows:
         -------
         index : Tensor of int64 of shape (n_far,)
         share : float
-            Of the scatter.
+            Their share of the scatter.
         """
         none, n_rows = self.visited[:0], len(self.visited)
         mean, variance = self.moments()
@@ -374,7 +375,7 @@ class Rows:
         units = int(share.argmax())
         if not share[units] > FAR_SHARE:
             return none, 0.0
-        # Not all of the largest need be far: only those that the mean of the others makes so.
+        # Only those of the largest are far that exceed the mean scatter of the others by far.
         rest = (squares[units].sum() - largest[units].sum()) / (n_rows - len(largest[units]))
         far = largest[units] > n_rows * FAR_SHARE / len(largest[units]) * rest
         chosen = self.visited[position[units][far].sort().values]
@@ -426,7 +427,7 @@ class Rows:
         return float(sum_batchwise(zeros, self)) / self.total_weight
 
     def _weighted(self, index, centre):
-        # float64 on the CPU: not every accelerator has it.
+        # Summed in float64 on the CPU: not every accelerator has float64.
         batch = self.take(index).to("cpu", torch.float64)
         weight = self.weight[index].to("cpu", torch.float64)
         values = batch if centre is None else (batch - centre).square()
@@ -450,9 +451,9 @@ def refuse_bad_weights(weight):
 def relative_weights(weight):
     """Scale sample weights of which only the ratios count, so that their mean is near one.
 
-    Equal weights are none. Others stay if their mean could be that of counts of rows, so that a row
-    of weight two is a row that is there twice; if not, a power of two, which changes no digit,
-    brings their mean to between one and two.
+    Equal weights become None. Others stay if their mean could be one of counts of rows, so that a
+    row of weight two counts as two rows; if not, they are multiplied by the power of two, which
+    changes no digit, that brings their mean to between one and two.
 
     Parameters
     ----------
@@ -503,7 +504,7 @@ def apply_batchwise(function, rows, index=None):
     Returns
     -------
     ndarray
-        In the dtype of ``rows``, first axis of length ``n_samples`` or ``n_chosen``.
+        Results in the dtype of ``rows``, first axis of length ``n_samples`` or ``n_chosen``.
     """
     index = torch.arange(rows.n_samples) if index is None else index
     out, start = None, 0
@@ -527,7 +528,7 @@ def gather_batchwise(function, rows):
 def full_precision(device):
     """A context in which autocast is off: losses are computed in the dtype of the data."""
     if not torch.is_autocast_enabled(device.type):
-        return nullcontext()  # cheaper: a small network has a hundred thousand steps
+        return nullcontext()  # saves the cost of autocast at each small step
     return torch.autocast(device.type, enabled=False)
 
 
@@ -554,7 +555,7 @@ def load_state(module, arrays):
     Raises
     ------
     ValueError
-        If they are not the arrays of this module.
+        If ``arrays`` are not those of this module.
     """
     try:
         # torch.tensor copies: arrays that come from a memory-mapped pickle are read-only.

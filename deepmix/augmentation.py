@@ -62,7 +62,7 @@ def sobel(images):
 
 
 def affine_matrix(size, angle, zoom, shear, shift, keep, centre, mirror):
-    r"""Where each point of a view lies in its image, one matrix an image.
+    r"""Matrices that map each point of a view to a point of its image, one for each image.
 
     The image is cropped, mirrored, sheared by :math:`K`, zoomed by :math:`s`, turned by
     :math:`R` and shifted by :math:`d`. In pixels from the middle, :math:`S` the half sides,
@@ -80,11 +80,11 @@ def affine_matrix(size, angle, zoom, shear, shift, keep, centre, mirror):
     angle : Tensor of shape (B,)
         Radians; a positive one turns the first axis (right) toward the second (down).
     zoom : Tensor of shape (B,)
-        Above 1 magnifies.
+        Magnification: above 1 enlarges what the image shows.
     shear : Tensor of shape (B,)
-        Radians, along the rows.
+        Angle of shear along the rows, in radians.
     shift : Tensor of shape (B, 2)
-        To the right and down, as fractions of the width and the height.
+        Shift to the right and down, as fractions of the width and the height.
     keep : Tensor of shape (B,)
         Fraction of the sides that the crop keeps.
     centre : Tensor of shape (B, 2)
@@ -192,7 +192,7 @@ def mix_channels(images, matrix):
 
 # --- Views of images -------------------------------------------------------------------
 
-# The columns of the draws.
+# Names of the columns of random numbers that `ImageAugmentation.apply` takes.
 IMAGE_DRAWS = (
     "rotation",
     "scale",
@@ -209,7 +209,7 @@ IMAGE_DRAWS = (
     "hue",
 )
 
-# Where a strength may lie; round brackets leave the end out.
+# Allowed interval of each strength; a round bracket excludes the end.
 IMAGE_RANGES = {
     "rotation": ("[", 0, 180, "]"),
     "scale": ("[", 0, 1, ")"),
@@ -246,9 +246,11 @@ class ImageAugmentation:
     brightness : float, default=0.0
         Images are multiplied by a number between ``1 - brightness`` and ``1 + brightness``.
     contrast : float, default=0.0
-        The same for the differences from an image's own mean.
+        Differences from an image's own mean are multiplied by a number between ``1 - contrast``
+        and ``1 + contrast``.
     saturation : float, default=0.0
-        The same for the differences from the gray image; three channels only.
+        Differences from the gray image are multiplied by a number between ``1 - saturation`` and
+        ``1 + saturation``; three channels only.
     hue : float, default=0.0
         Largest rotation of the hue, as a fraction of the full circle; three channels only.
     flip : bool, default=False
@@ -288,7 +290,7 @@ class ImageAugmentation:
         of the CPU.
         """
         _refuse_bad_generator(generator)
-        # All the columns, needed or not: one stream of draws for every choice of strengths.
+        # All columns are drawn, needed or not: every choice of strengths sees the same numbers.
         shape = len(images), len(IMAGE_DRAWS)
         draws = torch.rand(shape, generator=generator, dtype=torch.float32)
         return self.apply(images, 2 * draws - 1)
@@ -339,7 +341,7 @@ class ImageAugmentation:
 
 
 def nearest_other(rows):
-    """The nearest other row of the batch, for each row; a row alone is its own.
+    """The nearest other row of the batch, for each row; a single row is its own neighbour.
 
     Parameters
     ----------
@@ -349,7 +351,7 @@ def nearest_other(rows):
     -------
     Tensor of shape (B, n_features)
     """
-    # B x B numbers. The order of near ties does not matter here, so cdist may use a product.
+    # A matrix of B x B. The order of near ties does not matter, so cdist may use a product.
     distances = torch.cdist(rows, rows).fill_diagonal_(math.inf)
     return rows[distances.argmin(dim=1)]
 
@@ -399,7 +401,7 @@ class VectorAugmentation:
         """Views of a batch: (B, n_features) -> (B, n_features). The generator is one of the CPU."""
         _refuse_bad_generator(generator)
         shape = len(rows), sum(self._columns(rows))
-        # In float32 whatever the rows, so that both dtypes see the same numbers.
+        # Drawn in float32 for rows of any dtype, so that all see the same numbers.
         return self.apply(rows, torch.randn(shape, generator=generator, dtype=torch.float32))
 
     def apply(self, rows, draws):
@@ -459,15 +461,15 @@ def _refuse_other_channels(images, channels, remedy):
 
 
 def _like(tensor, other):
-    # On CUDA nobody waits: a copy from ordinary memory is staged before the call returns.
+    # On CUDA the CPU need not wait: ordinary memory is copied to a buffer before the call returns.
     return tensor.to(other.dtype).to(other.device, non_blocking=other.is_cuda)
 
 
 # --- Named strengths -------------------------------------------------------------------
 
 # On MNIST weak views left one run of three in a poorer optimum, medium ones none; on a small part
-# of it strong ones cost twenty points of accuracy. The colour of medium is IIC's (Ji et al.,
-# 2019). No flip: digits have a side.
+# of it strong ones cost twenty points of accuracy. The colour strengths of 'medium' are those of
+# IIC (Ji et al., 2019). Images are not flipped: a mirrored digit is no digit.
 IMAGE_AUGMENTATIONS = {
     "weak": ImageAugmentation(
         rotation=10, scale=0.1, shift=0.07, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.06
@@ -480,7 +482,7 @@ IMAGE_AUGMENTATIONS = {
     ),
 }
 
-# For photographs a flip and a crop besides; IIC keeps two thirds of the sides.
+# Photographs are flipped and cropped as well; as in IIC, a crop keeps two thirds of the sides.
 IMAGE_AUGMENTATIONS["natural"] = replace(IMAGE_AUGMENTATIONS["medium"], flip=True, crop=0.67)
 
 VECTOR_AUGMENTATIONS = {

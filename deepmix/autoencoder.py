@@ -1,4 +1,4 @@
-"""Autoencoders: the network, its pretraining, and what every estimator does that has one."""
+"""Autoencoders: the network, its pretraining, and the base class of estimators with one."""
 
 from numbers import Integral
 
@@ -41,7 +41,7 @@ class Autoencoder(nn.Module):
     Attributes
     ----------
     encoder, decoder : nn.Module
-        (B, n_features) -> (B, latent_dim) and back.
+        Maps (B, n_features) -> (B, latent_dim) and back.
 
     Examples
     --------
@@ -87,7 +87,7 @@ def build_autoencoder(n_features, latent_dim, hidden_layer_sizes=(), encoder=Non
 def draw_autoencoder(
     autoencoder, n_features, latent_dim, generator, scheme="glorot", dtype=torch.float32
 ):
-    """Draw the weights of the parts that have none, on the CPU, and check what the parts map.
+    """Draw the weights of the parts that have none, on the CPU, and check their shapes.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def draw_autoencoder(
     Raises
     ------
     ValueError
-        If a part does not map what it should to what it should.
+        If a part does not map a batch to the shape that it should.
     """
     for name, n_in, n_out in (
         ("encoder", n_features, latent_dim),
@@ -142,7 +142,7 @@ class AutoencoderNetwork(nn.Module):
 
     @property
     def width(self):
-        """Numbers that a row becomes at most."""
+        """Most numbers that a layer of the network makes of a row: int."""
         return max(len(self.scaler.mean), widest(self.autoencoder))
 
     def encode(self, x):
@@ -170,7 +170,7 @@ class ReconstructionObjective(Objective):
     ----------
     autoencoder : Autoencoder
     scaler : nn.Module
-        Applied to each batch first.
+        Scaler that is applied to each batch first.
     """
 
     def __init__(self, autoencoder, scaler):
@@ -188,20 +188,21 @@ class ReconstructionObjective(Objective):
 
 
 def reconstruction_unit(network, rows, least):
-    """Squared error of a row by a pretrained autoencoder: what its later errors are counted in.
+    """Mean squared error of a pretrained autoencoder: the unit of its later errors.
 
     Parameters
     ----------
     network : nn.Module
-        With ``scaler`` and ``autoencoder``, in eval mode.
+        Network with ``scaler`` and ``autoencoder``, in eval mode.
     rows : Rows
     least : float
-        Share of the variance of the scaled rows that it is at least; a copy has no error.
+        Lower limit of the unit, as a share of the variance of the scaled rows: an autoencoder that
+        copies its input has no error.
 
     Returns
     -------
     float
-        1 where rows are all equal.
+        The unit, 1 if all rows are equal.
     """
 
     def error(batch, weight):
@@ -245,7 +246,7 @@ def pretrain_autoencoder(
     batch_size : int, default=256
         Rows in a step.
     learning_rate_init : float, default=1e-3
-        Adam's step size.
+        Step size of Adam.
     sample_weight : array-like of shape (n_samples,), default=None
         How often each row counts.
     device : str or torch.device, default='auto'
@@ -256,7 +257,7 @@ def pretrain_autoencoder(
     Returns
     -------
     autoencoder : Autoencoder
-        On the CPU, in float32, in eval mode.
+        Trained network on the CPU, in float32, in eval mode.
 
     Examples
     --------
@@ -308,7 +309,7 @@ class AutoencoderMixture(BaseDeepMixture, abstract=True):
     its fitted centres among the codes.
     """
 
-    # Parameters that are read here.
+    # Parameters that this class reads.
     hidden_layer_sizes: Layers
     encoder: Coder | None
     decoder: Coder | None

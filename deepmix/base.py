@@ -1,4 +1,4 @@
-"""What every estimator of the package is: parameters, the template of ``fit``, predictions.
+"""Base class of the estimators: parameters, the template of ``fit``, predictions.
 
 A method supplies its network (`_init_network`), its stages (`_train`) and a label-free criterion
 (`_criterion`); the rest is here. This file and parameters.py are the only ones that use private
@@ -72,7 +72,7 @@ def trains(method: Method) -> Method:
     return validated(own_modes()(method))
 
 
-# What each estimator must have.
+# Attributes and methods that each estimator must define, with what they are.
 REQUIRED = {
     "_network_class": "the torch.nn.Module that is trained and predicts",
     "_transform_output": "the name of its method behind transform",
@@ -112,7 +112,7 @@ class BaseDeepMixture(
                 f"of others with class {cls.__name__}(..., abstract=True)."
             )
 
-    # Parameters that are read here. An estimator declares its own, with `parameters`.
+    # Parameters that this class reads; each estimator lists its own with `parameters`.
     n_init: Count | Auto
     batch_size: Count | Auto
     learning_rate_init: Positive | Auto
@@ -124,7 +124,7 @@ class BaseDeepMixture(
     random_state: RandomState
     verbose: Verbosity
 
-    # What every fit leaves.
+    # Attributes that every fit sets.
     labels_: np.ndarray
     n_clusters_: int
     history_: dict[str, np.ndarray]
@@ -163,14 +163,14 @@ class BaseDeepMixture(
             If the data, the weights, a parameter or the device cannot be used; before any
             training.
         FloatingPointError
-            If a term of the loss, or what a fit ends with, is not finite.
+            If a term of the loss, or an attribute that the fit would set, is not finite.
 
         Notes
         -----
-        The first Ctrl-C ends training at the next batch, or when the start or the search for a
-        mixture that it falls into is done: what is kept is the last whole epoch of the best
-        restart, with a ConvergenceWarning. A second one, or one inside a search, raises
-        KeyboardInterrupt and leaves the estimator as it was.
+        The first Ctrl-C ends training at the next batch (during initialisation or the search for
+        a mixture, when that is done). The estimator is then fitted with the last whole epoch of the
+        best restart, with a ConvergenceWarning. A second Ctrl-C, or one inside a search such as
+        GridSearchCV, raises KeyboardInterrupt and leaves the estimator as it was.
         """
         given = X
         with self._whole_or_not_at_all():
@@ -190,7 +190,7 @@ class BaseDeepMixture(
 
     @contextmanager
     def _whole_or_not_at_all(self):
-        """Whatever is raised inside leaves the estimator as it was, the names of features too."""
+        """Restore the estimator, names of features included, if anything is raised inside."""
         before = dict(vars(self))
         try:
             yield
@@ -230,7 +230,7 @@ class BaseDeepMixture(
         return self.warm_start and hasattr(self, "_state")
 
     def _begin(self, fit, n_restarts, **options):
-        """The network to train, new or to go on with, and the fit as `Rows.through` it."""
+        """The fit, with rows batched for the network, and the network to train, new or fitted."""
         if fit.continues:
             self._check_continuation(fit.rows)
             network = self._rebuild(fit.dtype, fit.device)
@@ -240,13 +240,13 @@ class BaseDeepMixture(
         return fit.through(network), network
 
     def _step_work(self, rows):
-        """Multiply-adds of a step of training, for the number of threads."""
+        """Multiply-adds of one training step, which decide the number of threads: int."""
         arguments = self._network_arguments(rows.n_features)
         network = build_on_meta(lambda: self._network_class(**arguments))  # takes no memory
         return min(self._batch_size(rows), len(rows.visited)) * state_size(network)
 
     def _check_continuation(self, rows):
-        """Refuse to go on with data or parameters that need another network."""
+        """Raise ValueError if data or parameters need another network than the fitted one."""
         changed = {
             name: (value, self._arguments[name])
             for name, value in self._network_arguments(rows.n_features).items()
@@ -271,7 +271,7 @@ class BaseDeepMixture(
         callbacks=(),
         **options,
     ):
-        """One stage: `minimize` with this estimator's parameters and its watchers."""
+        """Run one training stage: `minimize` with this estimator's parameters and callbacks."""
         if may_stop and self.tol > 0:
             callbacks = [*callbacks, EarlyStopping(self.tol, self.n_iter_no_change)]
         options = {
@@ -294,7 +294,7 @@ class BaseDeepMixture(
 
     @contextmanager
     def _watched(self, fit, network, *, max_iter, task="fit", callbacks=()):
-        """A stage under watch: yields the arguments of its loop that `minimize` has too.
+        """Watch a stage: yields callbacks, task name and interruption, as `minimize` takes them.
 
         Callbacks are those given, the progress that ``verbose`` asks for, and scikit-learn's, which
         see the estimator as if the fit had ended with ``network``.
@@ -308,7 +308,7 @@ class BaseDeepMixture(
             yield {"callbacks": callbacks, "task": task, "interruption": fit.interruption}
 
     def _batch_size(self, rows):
-        """Rows in a step: as asked, or 40 steps an epoch within ``_auto_batch_size``."""
+        """Rows in a step: ``batch_size``; for 'auto' n_rows / 40 within ``_auto_batch_size``."""
         if self.batch_size != "auto":
             return int(self.batch_size)
         return int(np.clip(len(rows.visited) // 40, *self._auto_batch_size))
@@ -316,7 +316,7 @@ class BaseDeepMixture(
     # --- Fitted state ----------------------------------------------------------------
 
     def _attributes(self, fit, trained):
-        """All that a fit leaves with the estimator: dict of name to value."""
+        """All attributes that a fit sets: dict of name to value."""
         history = trained.history
         fitted = {
             **self._fitted_attributes(fit, trained.network, trained.restart),
@@ -324,14 +324,14 @@ class BaseDeepMixture(
             "n_iter_": history.n_iter,
             "converged_": history.converged,
             "device_": str(fit.device),
-            "_optimizer_state": None,  # partial_fit keeps one
-            "_batches_seen": 2,  # of a stream: as many as let no later one begin anew
+            "_optimizer_state": None,  # only partial_fit sets it
+            "_batches_seen": 2,  # so that partial_fit does not take its batch for the second one
             **trained.attributes,
         }
         return {**fitted, "labels_": self._labels(fit.X, fitted["_state"], fitted["_arguments"])}
 
     def _set_fitted(self, fitted):
-        """Take all attributes at once: an estimator is never half of one fit, half of another."""
+        """Set all attributes at once: an estimator is never half of one fit, half of another."""
         arguments = fitted["_arguments"]
         network = build_on_meta(lambda: self._network_class(**arguments))
         theirs = {n for n, _ in network.named_buffers() if n.startswith(USERS_PARTS)}
@@ -346,7 +346,7 @@ class BaseDeepMixture(
         vars(self).update(fitted)
 
     def _warn_of_interruption(self, interruption):
-        """Say that Ctrl-C ended training; after all is kept, for a warning may be an error."""
+        """Warn that Ctrl-C ended training, once attributes are set: a warning may be an error."""
         if interruption.requested:
             place = interruption.place or "after the last epoch"
             warnings.warn(
@@ -366,7 +366,7 @@ class BaseDeepMixture(
         }
 
     def _best_of(self, network, restart):
-        """What stays of a network that holds several restarts: nn.Module."""
+        """The best restart of a network that holds several: nn.Module."""
         return network.select(restart)
 
     def _fitted_arguments(self, fit, network):
@@ -374,7 +374,7 @@ class BaseDeepMixture(
         return self._network_arguments(fit.rows.n_features)
 
     def _attributes_midway(self, fit, network):
-        """Fitted attributes of a network that goes on training: its mode comes back."""
+        """Fitted attributes of a network in training, whose training mode is restored: dict."""
         mode = network.training
         network.eval()
         try:
@@ -383,7 +383,7 @@ class BaseDeepMixture(
             network.train(mode)
 
     def _rebuild(self, dtype, device, state=None, arguments=None):
-        """The trained network, from the arrays that are the fitted state or are to be."""
+        """Build the trained network from arrays: ``state``, by default the fitted ones."""
         arguments = self._arguments if arguments is None else arguments
         network = build_on_meta(lambda: self._network_class(**arguments))
         state = self._state if state is None else state
@@ -470,14 +470,14 @@ class BaseDeepMixture(
         return float(np.average(values.astype(np.float64), weights=weight))
 
     def _labels(self, X, state=None, arguments=None):
-        """Most responsible clusters of validated data; responsibilities never all at once."""
+        """Most responsible clusters of validated data, batch by batch to save memory: ndarray."""
         return self._apply("resp", X, state, arguments, then=lambda resp: resp.argmax(dim=1))
 
     @own_modes()
     def _apply(self, method, X, state=None, arguments=None, then=lambda result: result):
         """Apply a method of the network, and ``then`` a function, to validated data by batches."""
         device = self._prediction_device()
-        # In the dtype of X: a float32 net would make a row's result depend on its batch.
+        # Compute in the dtype of X: in float32 a row's result would depend on its batch.
         dtype = torch.float64 if X.dtype == np.float64 else torch.float32
         network = self._rebuild(dtype, device, state, arguments)
         rows = Rows(X, device, dtype).through(network)
@@ -487,7 +487,7 @@ class BaseDeepMixture(
             return apply_batchwise(lambda batch: then(function(batch)), rows)
 
     def _draw(self, n_samples, n_dimensions):
-        """Labels by ``weights_`` and standard normal noise, for `sample`."""
+        """Draw labels with probabilities ``weights_``, and standard normal noise, for `sample`."""
         if not isinstance(n_samples, Integral) or n_samples < 1:
             raise ValueError(f"n_samples must be an integer >= 1; got {n_samples!r}.")
         random_state = check_random_state(self.random_state)
@@ -497,13 +497,13 @@ class BaseDeepMixture(
     def _prediction_device(self):
         try:
             return resolve_device(self.device)
-        except ValueError:  # fitted on a machine that had it, used on one that has not
+        except ValueError:  # the device of the fit is not on this machine
             return torch.device("cpu")
 
     # --- Validation ------------------------------------------------------------------
 
     def _check_training_data(self, X, sample_weight, reset=True):
-        """Validate data, weights and what depends on both; nothing is trained before."""
+        """Validate parameters, data, weights and the number of rows, before any training."""
         self._check_parameters()
         X = self._check_data(X, reset=reset)
         weight = None
@@ -522,7 +522,7 @@ class BaseDeepMixture(
         return X, weight
 
     def _least_rows(self):
-        """Name and value of the parameter that needs as many rows: str, int."""
+        """Name and value of the parameter that is the least number of rows: str, int."""
         return "n_clusters", self.n_clusters
 
     def _check_data(self, X, reset=False):
@@ -530,7 +530,7 @@ class BaseDeepMixture(
             check_is_fitted(self)
         X = to_host(X)
         _refuse_what_is_no_table(X)
-        with np.errstate(invalid="ignore"):  # its sum of infinities of both signs, which it refuses
+        with np.errstate(invalid="ignore"):  # scikit-learn sums X, where inf - inf may occur
             return validate_data(
                 self,
                 X,
@@ -542,7 +542,7 @@ class BaseDeepMixture(
 
     def _check_parameters(self):
         """Refuse parameters that do not go together; subclasses add theirs."""
-        # Of estimators with large networks.
+        # Only estimators with large networks have the parameter ``precision``.
         if getattr(self, "precision", None) == "bfloat16" and self.dtype != "float32":
             raise ValueError(
                 f"precision='bfloat16' goes with dtype='float32'; got dtype={self.dtype!r}. Change "
@@ -578,10 +578,10 @@ class BaseDeepMixture(
         return rows
 
     def _check_total_weight(self, rows):
-        """Warn of sample weights that are too small together; methods that count rows do."""
+        """Warn if the weights sum to too little; overridden where weights are counts of rows."""
 
     def _check_scale(self, rows):
-        """Refuse data that overflow, and warn of data that lose their digits."""
+        """Raise ValueError if the data overflow; warn if rounding blurs their differences."""
         if not len(rows.visited) or not math.isfinite(rows.total_weight):
             raise ValueError(
                 f"sample_weight has no value that {rows.dtype} holds: all are too close to zero, "
@@ -639,7 +639,7 @@ class BaseDeepMixture(
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        # scikit-learn's check of sparse input reads these of everything with predict_proba.
+        # scikit-learn's checks of sparse input read these tags of all with predict_proba.
         tags.classifier_tags = ClassifierTags()
         return tags
 
@@ -651,12 +651,12 @@ def _is_finite(value):
 
 
 def _some_y(y, X):
-    """A callback of scikit-learn that scores does so only if y is not None."""
+    """Zeros if y is None: scoring callbacks of scikit-learn do not score without y."""
     return np.zeros(X.shape[0]) if y is None else y
 
 
 def _refuse_what_is_no_table(X):
-    """Clear errors for inputs that scikit-learn would turn into numbers or objects."""
+    """Raise clear errors for inputs that scikit-learn would turn into numbers or objects."""
     if hasattr(X, "obsm") and hasattr(X, "X"):
         raise TypeError(
             f"X is a {type(X).__name__} object; expected one table of numbers. Give one of its "
@@ -679,13 +679,13 @@ def _refuse_what_is_no_table(X):
 
 # --- Online training -------------------------------------------------------------------
 
-# In units of the deviation of the first batch: how far out a batch may lie, and how close together
-# the rows of a second one.
+# Limits of `partial_fit` in units of the first batch's deviation: a batch farther than WIDE from
+# its mean, or a second batch of less spread than NARROW, does not fit the scaling.
 WIDE, NARROW = 10.0, 0.01
 
 
 class OnlineMixin(BaseDeepMixture, abstract=True):
-    """``partial_fit`` for estimators whose ``_objective(fit, network)`` is their one stage."""
+    """Add ``partial_fit`` to estimators that train one stage, ``_objective(fit, network)``."""
 
     @trains
     def partial_fit(
@@ -726,7 +726,7 @@ class OnlineMixin(BaseDeepMixture, abstract=True):
                 objective = self._objective(fit, network)
                 history = self._minimize(fit, network, objective, optimizers=resumed, **stage)
                 seen = {"_optimizer_state": resumed, "_batches_seen": max(n_seen, 1)}
-                if not history.interrupted:  # by which the pass was undone
+                if not history.interrupted:  # else the pass was undone
                     seen["_optimizer_state"] = [optimizer_to_numpy(o) for o in history.optimizers]
                     seen["_batches_seen"] = n_seen + 1
                 fitted = self._attributes(fit, Trained(network.eval(), history, attributes=seen))

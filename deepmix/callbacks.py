@@ -115,24 +115,24 @@ class Progress:
 
 # --- Ctrl-C ----------------------------------------------------------------------------
 
-# Where a fit that ends early would be taken for a whole one: scored, cached, or sent elsewhere.
+# Modules that call `fit` and would score, cache or send on a fit that ended early like a whole one.
 SEARCHES = ("joblib", "sklearn.model_selection", "dask", "distributed", "ray")
 
 
 class Interruption:
     """The first Ctrl-C of a fit asks it to end; the second raises KeyboardInterrupt.
 
-    A context manager around the whole fit. It takes the place of Python's own handler of SIGINT, in
-    the main thread, and of no other. Inside a search, cross-validation or any call of joblib it
-    does nothing, so that the first Ctrl-C ends the search.
+    A context manager around the whole fit. It replaces Python's own handler of SIGINT, and no
+    other, in the main thread only. Inside a search, cross-validation or any call of joblib it does
+    nothing, so that the first Ctrl-C ends the search.
 
     Attributes
     ----------
     requested : bool
         Whether the fit was asked to end.
     place : str or None
-        How far the first stage that was cut short had come, in words for the warning; None if none
-        was.
+        How far the first stage that was cut short had come, in words for the warning; None if no
+        stage was.
     """
 
     def __init__(self):
@@ -202,7 +202,7 @@ class Checkpoint:
 
 
 class Reports:
-    """The stages of a fit as tasks of `sklearn.callback`, where scikit-learn has it; and Ctrl-C.
+    """Report the stages of a fit to `sklearn.callback`, if scikit-learn has it; heed Ctrl-C.
 
     A context manager around the whole fit.
 
@@ -210,7 +210,7 @@ class Reports:
     ----------
     estimator : CallbackSupportMixin
     X : array-like or DataFrame
-        As the user gave it: callbacks may predict on it.
+        Training data as the user gave them: callbacks may predict on them.
     y : array-like
     """
 
@@ -233,7 +233,7 @@ class Reports:
 
     @contextmanager
     def task(self, name, max_iter, reconstruct):
-        """One stage: yields the callbacks that the loop is to call.
+        """Report one stage: yields the callbacks that the loop is to call.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""The data sets of the papers, scaled as there: for docs, tests and benchmarks.
+"""Data sets of the papers, scaled as in the papers: for docs, tests and benchmarks.
 
 A set is read from ``<name>.npz`` in a folder (``data_home`` or the environment variable
 ``DEEPMIX_DATA``); else it comes with scikit-learn, or is downloaded from OpenML where that has it.
@@ -240,7 +240,7 @@ def load(
     return_X_y : bool, default=False
         Return ``(data, target)`` instead of a Bunch.
     dtype : dtype, default=numpy.float32
-        Of the rows: float32 or float64.
+        Floating-point type of the rows: float32 or float64.
 
     Returns
     -------

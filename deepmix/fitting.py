@@ -23,7 +23,7 @@ class RandomStreams:
     ----------
     numpy : RandomState
     torch : torch.Generator
-        On the CPU, so that every device sees the same numbers.
+        Generator on the CPU, so that every device sees the same numbers.
 
     Examples
     --------
@@ -38,7 +38,7 @@ class RandomStreams:
         self.torch = make_generator(self.numpy)
 
     def child(self, name):
-        """Streams of a stage, which depend on its name and on nothing that others have drawn."""
+        """Streams of a stage that depend on its name, not on what other stages have drawn."""
         seed = np.random.SeedSequence([self.torch.initial_seed(), zlib.crc32(name.encode())])
         return RandomStreams(int(seed.generate_state(1)[0]))
 
@@ -91,7 +91,7 @@ class Fit:
         return replace(self, rng=self.rng.next())
 
     def through(self, network):
-        """The same fit with inference batches that fit ``network``, which widens rows."""
+        """The same fit with inference batches sized for ``network``, see `Rows.through`."""
         return replace(self, rows=self.rows.through(network))
 
 
@@ -102,13 +102,13 @@ class Trained:
     Attributes
     ----------
     network : nn.Module
-        In eval mode; it may hold several restarts side by side.
+        The trained network in eval mode, which may hold several restarts side by side.
     history : History
-        Of the main stage, with the terms of earlier stages in ``history.before``.
+        Curves of the main stage, with the terms of earlier stages in ``history.before``.
     criterion : float or ndarray of shape (n_restarts,)
-        Label-free, lower is better: it chooses among restarts.
+        Label-free criterion that chooses among restarts; lower is better.
     restart : int
-        Which of the network's restarts is the best.
+        Index of the best restart in the network.
     attributes : dict
         Further fitted attributes, by name.
     """

@@ -1,4 +1,4 @@
-"""Factors, inverses and eigenvectors of matrices that data made: a result, or an error to act on.
+"""Factors, inverses and eigenvectors of matrices made of data, with errors that name a remedy.
 
 torch raises errors of its own where a matrix has lost its definiteness to rounding or holds values
 that are not finite; they come from deep inside a fit and name neither a cause nor a remedy. Every
@@ -33,7 +33,7 @@ def cholesky(matrices):
     Parameters
     ----------
     matrices : Tensor of shape (..., d, d)
-        Symmetric; only the lower triangle is read.
+        Symmetric matrices, of which only the lower triangle is read.
 
     Returns
     -------
@@ -53,8 +53,8 @@ def cholesky(matrices):
             [1.0000e+00, 4.8828e-04]])
     """
     factors, info = torch.linalg.cholesky_ex(matrices)
-    # An infinite variance has an infinite root, which is no failure to LAPACK. Few calls: EM of
-    # small mixtures spends a share of its time here that is worth counting.
+    # LAPACK reports no failure for an infinite variance, hence the sum. Calls are few because EM of
+    # small mixtures spends a good part of its time here.
     well = math.isfinite(factors.sum()) and not info.any()
     return factors if well else _mended_cholesky(matrices)
 
@@ -80,7 +80,7 @@ def _mended_cholesky(matrices):
 def inverse_cholesky(matrices):
     r"""Lower Cholesky factors of the inverses of definite matrices, :math:`L L^\top = A^{-1}`.
 
-    They whiten: rows times L have covariance one where A is theirs.
+    They whiten: rows of covariance A, multiplied by L, have the identity as covariance.
 
     Parameters
     ----------
@@ -93,15 +93,15 @@ def inverse_cholesky(matrices):
     Raises
     ------
     FloatingPointError
-        As `cholesky`.
+        As for `cholesky`.
     """
     inverses, singular = torch.linalg.inv_ex(matrices)
     factors, info = torch.linalg.cholesky_ex(inverses)
     if not (singular.any() | info.any()) and factors.isfinite().all():
         return factors
     refuse_not_finite(matrices)
-    # The inverse of a matrix that is nearly singular is not definite, but that of a factor
-    # exists. In reverse order of the features an upper triangle is a lower one.
+    # The computed inverse of a nearly singular matrix may be indefinite, but that of its factor
+    # exists. Reversing the order of the features turns an upper triangle into a lower one.
     reverse = cholesky(matrices.flip(-2, -1))
     return inverse_triangle(reverse).mT.flip(-2, -1)
 

@@ -30,7 +30,7 @@ def init_weights(module, generator, scheme="glorot"):
     Parameters
     ----------
     module : nn.Module
-        On the CPU.
+        Network on the CPU.
     generator : torch.Generator
     scheme : {'glorot', 'glorot-normal', 'fan-in'}
         The first two have Glorot-uniform kernels, with zero biases or with normal ones, as the
@@ -54,10 +54,10 @@ def init_weights(module, generator, scheme="glorot"):
 
 
 def _is_constant_at_first(layer, own):
-    """Whether a layer can begin anew without a draw: normalisation layers can.
+    """Whether ``reset_parameters`` of a layer draws no numbers, as in normalisation layers.
 
-    Not one whose weight is computed from others, as `torch.nn.utils.parametrizations` do: it would
-    draw that weight from torch's global generator.
+    A layer whose weight is computed from others (`torch.nn.utils.parametrizations`) is excluded: it
+    would draw that weight from torch's global generator.
     """
     vectors = all(parameter.dim() < 2 for parameter in own.values())
     return vectors and hasattr(layer, "reset_parameters") and not is_parametrized(layer)
@@ -81,7 +81,7 @@ def _init_layer(weight, bias, generator, scheme):
 
 def init_bias(tensor, generator):
     """Draw a bias of length n from a normal of deviation ``1 / sqrt(n)`` cut at two deviations."""
-    # A normal cut at two deviations has .8796 of its deviation: the cut one is to have 1/sqrt(n).
+    # Cutting a normal at two deviations leaves 0.8796 of its deviation, which is undone here.
     deviation = 1.0 / (0.87962566103423978 * math.sqrt(tensor.shape[-1]))
     return nn.init.trunc_normal_(
         tensor, std=deviation, a=-2 * deviation, b=2 * deviation, generator=generator
@@ -104,7 +104,7 @@ class MLP(nn.Sequential):
     sizes : sequence of int
         Width of the input, of each hidden layer, and of the output.
     negative_slope : float, default=0.2
-        Of the leaky ReLU.
+        Slope of the leaky ReLU for negative values.
     """
 
     def __init__(self, sizes, negative_slope=0.2):
@@ -129,7 +129,7 @@ class StackedMLP(nn.Module):
     def __init__(self, sizes, n_members=1):
         super().__init__()
         pairs = list(itertools.pairwise(sizes))
-        zeros = partial(torch.zeros, dtype=torch.float32)  # drawn into, whatever the default
+        zeros = partial(torch.zeros, dtype=torch.float32)  # whatever torch's default
         self.weights = nn.ParameterList([zeros(n_members, n, m) for n, m in pairs])
         self.biases = nn.ParameterList([zeros(n_members, 1, m) for _, m in pairs])
 
@@ -257,10 +257,10 @@ class Standardizer(nn.Module):
         self.register_buffer("scale", torch.ones(n_features if per_feature else ()))
 
     def fit(self, mean, variances):
-        """Set the buffers from `Rows.moments`; what is constant keeps its scale."""
+        """Set the buffers from `Rows.moments`; a constant feature is not rescaled."""
         self.mean.copy_(mean)
         deviation = (variances if self.scale.dim() else variances.mean()).sqrt()
-        # A constant's deviation is a rounding error of its mean.
+        # The computed deviation of a constant feature is a rounding error of its mean.
         size = mean.abs() if self.scale.dim() else mean.abs().max()
         constant = deviation <= 10 * torch.finfo(variances.dtype).eps * size
         self.scale.copy_(torch.where(constant, 1.0, deviation))
@@ -287,7 +287,7 @@ class FeatureScaler(Standardizer):
     ----------
     n_features : int
     normalize : bool, default=False
-        Rows instead of features.
+        Whether to divide rows by their norms instead of features by their deviations.
     """
 
     def __init__(self, n_features, normalize=False):
@@ -297,7 +297,7 @@ class FeatureScaler(Standardizer):
     def forward(self, x):
         if not self.normalize:
             return super().forward(x)
-        # By the largest value first: squares of 1e30 overflow in float32, those of 1e-20 vanish.
+        # Divide by the largest value first: squares of 1e30 overflow in float32, of 1e-20 vanish.
         size = x.abs().amax(dim=1, keepdim=True)
         return nn.functional.normalize(x / torch.where(size > 0, size, 1.0), dim=1)
 
@@ -353,7 +353,7 @@ def materialize(module, generator, scheme="glorot"):
             f"{type(module).__name__} registers buffers, which a network built by a callable "
             "cannot keep. Compute them in forward, or pass an nn.Module instance instead."
         )
-    # In float32 whatever the ambient dtype: the same numbers are drawn.
+    # In float32, so that the same numbers are drawn whatever torch's default dtype.
     return init_weights(module.float().to_empty(device="cpu"), generator, scheme)
 
 
@@ -373,9 +373,10 @@ def make_coder(spec, sizes, name):
         nn.Module`` is called under the meta device; its lazy layers are given their shapes. A
         module is copied, weights and all.
     sizes : tuple of int
-        The first may be a shape instead, of what a row is unfolded to.
+        Widths of input, hidden layers and output. That of the input may be a shape, such as
+        (channels, height, width), to which rows are unfolded.
     name : str
-        Of the parameter, for messages.
+        Name of the parameter, for messages.
 
     Returns
     -------
@@ -399,7 +400,7 @@ def make_coder(spec, sizes, name):
         return copy.deepcopy(spec)
     module = build_on_meta(lambda: spec(sizes[0], sizes[-1]))
     if isinstance(module, nn.Module) and not is_meta(module):
-        return copy.deepcopy(module)  # one that was there before: never trained in place
+        return copy.deepcopy(module)  # the user's own module is never trained in place
     if not isinstance(module, nn.Module):
         raise TypeError(
             f"{name} must return a torch.nn.Module when called with (n_in, n_out) = "
@@ -416,12 +417,12 @@ def _is_lazy(module):
 
 
 def trainable(module):
-    """Parameters of a module but for those that its owner has frozen: tuple of Parameter."""
+    """Parameters of a module that are not frozen (``requires_grad``): tuple of Parameter."""
     return tuple(p for p in module.parameters() if p.requires_grad)
 
 
 def is_meta(module):
-    """Whether a module still waits for `materialize`."""
+    """Whether a module is on the meta device and waits for `materialize`."""
     return any(p.is_meta for p in module.parameters())
 
 
@@ -441,7 +442,7 @@ def check_shapes(module, n_in, n_out, name):
             f"{name} has batch normalisation without running statistics: what it makes of a row "
             "depends on the other rows. Leave track_running_stats=True, or use nn.LayerNorm."
         )
-    # In the dtype of its weights, which is the one that it will be used in.
+    # The module is checked in the dtype of its weights, in which it will be used.
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     found = _call(module, n_in, name, dtype=dtype)
     shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
@@ -470,7 +471,7 @@ def _call(module, n_in, name, **options):
         module.train(mode)
 
 
-# --- Layers that behave otherwise in training -------------------------------------------
+# --- Layers that behave differently in training ----------------------------------------
 
 
 class SeededDropout(nn.Module):
@@ -481,12 +482,12 @@ class SeededDropout(nn.Module):
     Parameters
     ----------
     layer : nn.Module
-        Of any kind of dropout that torch has.
+        Dropout layer of torch, of any kind.
     generator : torch.Generator
-        On the CPU.
+        Generator on the CPU.
     """
 
-    # What SELU tends to for very negative values: alpha dropout replaces a dropped value by it.
+    # Limit of SELU for very negative values, by which alpha dropout replaces dropped values.
     ALPHA = -1.7580993408473766
 
     def __init__(self, layer, generator):
@@ -514,7 +515,7 @@ class SeededDropout(nn.Module):
 def seed_dropout(module, generator):
     """Let the dropout layers of a network draw from a generator, in place."""
     for parent in list(module.modules()):
-        # Not named_children, which names a layer that stands twice once.
+        # named_children would yield a layer that is used twice only once.
         for name, child in list(parent._modules.items()):
             if type(child) in DROPOUTS:  # a subclass may do something else
                 setattr(parent, name, SeededDropout(child, generator))

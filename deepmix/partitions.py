@@ -1,4 +1,4 @@
-"""Partitions of the same rows: how far they agree, which clusters are the same, which are one."""
+"""Partitions of the same rows: their agreement, and matching and merging of their clusters."""
 
 import numpy as np
 import scipy.sparse as sp
@@ -23,7 +23,7 @@ def stability(table):
     Returns
     -------
     ndarray of shape (R,)
-        Ones for a partition by itself.
+        A single partition has stability one.
     """
     n_partitions = len(table)
     entropies = [entropy(np.diag(table[r, :, r])) for r in range(n_partitions)]
@@ -32,7 +32,7 @@ def stability(table):
         for t in range(r):
             total = entropies[r] + entropies[t]
             shared = total - entropy(table[r, :, t].ravel())
-            # That all rows are in one cluster is no agreement: restarts collapse alike.
+            # Two partitions into one cluster do not count as agreeing: restarts collapse alike.
             agreement[r, t] = agreement[t, r] = 2 * shared / total if total > 0 else 0.0
     if n_partitions == 1:
         return agreement[0]
@@ -52,8 +52,8 @@ def align(table, reference):
     Returns
     -------
     ndarray of shape (R, K, K)
-        1 where a cluster of a partition is matched to one of the reference, so that most weight is
-        (Kuhn's linear assignment).
+        1 where a cluster of a partition is matched to one of the reference, else 0; the matching
+        has the largest weight (Kuhn's linear assignment).
     """
     identity = np.eye(table.shape[1])
     matched = (linear_sum_assignment(part[:, reference], maximize=True)[1] for part in table)
@@ -69,7 +69,7 @@ def neighbour_graph(X):
     .. math:: w_{ij} = \exp(-\lVert x_i - x_j \rVert^2 / (s_i s_j))
 
     for the 10 to 20 nearest neighbours of each row, made symmetric; the scale :math:`s_i` is the
-    distance of row i to the one half that far in rank (Zelnik-Manor and Perona, 2004).
+    distance of row i to its neighbour of half that rank (Zelnik-Manor and Perona, 2004).
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def neighbour_graph(X):
     Returns
     -------
     csr_array of shape (n_samples, n_samples)
-        Of total weight one.
+        Symmetric edge weights, which sum to one.
     """
     n_samples = len(X)
     if n_samples == 1:
@@ -111,21 +111,21 @@ def pair_weights(graph, labels, n_clusters):
 
 
 def merge(weights, sizes, n_clusters):
-    """Join clusters, pair by pair those of the largest mean edge: average linkage.
+    """Merge clusters by average linkage: each time the pair of the largest mean edge.
 
     Parameters
     ----------
     weights : ndarray of shape (P, P)
         See `pair_weights`.
     sizes : ndarray of shape (P,)
-        Shares of the rows.
+        Share of the rows in each cluster.
     n_clusters : int
-        How many are to stay.
+        Number of clusters to keep.
 
     Returns
     -------
     ndarray of shape (P,)
-        The cluster of each, 0 to ``n_clusters - 1``.
+        Merged cluster of each original one, from 0 to ``n_clusters - 1``.
     """
     weights, sizes = weights.copy(), sizes.copy()
     groups = [[piece] for piece in range(len(sizes))]
@@ -146,7 +146,7 @@ def merge(weights, sizes, n_clusters):
 
 
 def normalized_cut(weights):
-    r"""Mean share of a cluster's edges that leave it: 0 where there are gaps, near 1 for none.
+    r"""Mean share of a cluster's edges that leave it: 0 if gaps part all clusters, near 1 if none.
 
     .. math:: \frac1K \sum_k \Big( 1 - A_{kk} \big/ \sum_l A_{kl} \Big)
 
@@ -158,7 +158,7 @@ def normalized_cut(weights):
     Returns
     -------
     float
-        An empty cluster counts as one of no gap.
+        The cut, to which an empty cluster counts as one without a gap.
     """
     volume = weights.sum(axis=1)
     kept = np.divide(np.diag(weights), volume, out=np.zeros(len(weights)), where=volume > 0)

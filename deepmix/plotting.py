@@ -27,7 +27,7 @@ class EmbeddingDisplay:
     points : ndarray of shape (n_samples, 2)
         Embedded rows.
     labels : ndarray of shape (n_samples,)
-        What to colour them by.
+        Labels that colour the rows.
     centers : ndarray of shape (n_clusters, 2) or None, default=None
         Centres of the clusters in the same plane.
 
@@ -113,11 +113,11 @@ class CenterDisplay:
     Parameters
     ----------
     centers : ndarray of shape (n_clusters, n_features)
-        One panel each.
+        Centres, drawn in one panel each.
     image_shape : tuple (height, width) or None, default=None
-        None draws lines.
+        Height and width of the images; None draws lines.
     titles : sequence of str or None, default=None
-        One for each centre.
+        Title of each panel.
 
     Attributes
     ----------

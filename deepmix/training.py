@@ -23,17 +23,17 @@ class Phase(NamedTuple):
     Attributes
     ----------
     parameters : sequence of torch.nn.Parameter
-        None at all, for a pass that only gathers sums: an E-step.
+        Empty for a pass that only gathers sums, such as an E-step.
     step : callable
         ``step(batch, index, weight) -> terms``: named loss terms as a dict of tensors, each
         the *sum* over the rows of the batch, row i counted ``weight[i]`` times. A term of
         shape (n_restarts,) holds the losses of restarts that train together. ``index`` of shape
         (B,), on the device, numbers the rows of the batch.
     closed_form : bool
-        Then ``step`` returns ``(terms, gradients)``, one gradient for each parameter, and
+        Whether ``step`` returns ``(terms, gradients)``, one gradient for each parameter, so that
         nothing is differentiated.
     learning_rate : float or None
-        None takes that of `minimize`.
+        Step size of this phase; None takes that of `minimize`.
     """
 
     parameters: tuple
@@ -49,15 +49,15 @@ class Objective:
     optimiser. Updates in closed form (centroids, mixtures) belong in the hooks.
     """
 
-    # Names of the terms whose sum is the loss, which early stopping goes by; None means all. What
-    # two adversaries minimise has no meaning as a sum, and a term may be there to be looked at
-    # only: without a gradient, and not named here.
+    # Names of the terms whose sum is the loss that early stopping watches; None means all. The
+    # losses of two adversaries have no meaningful sum, and a term may only be recorded: it has no
+    # gradient and is not named here.
     watch = None
-    # What is done to each row before the steps see it and is not trained: callable or None. It runs
-    # on several small batches at once.
+    # Map of each row, without trained parameters, that is applied before the steps: callable or
+    # None. It is called on several small batches at once.
     prepare = None
-    # Whether a short last batch would do harm, as it does where a loss holds statistics of the
-    # batch: then all batches are made as equal as can be.
+    # Whether batches are made as equal as can be, for losses that depend on statistics of the
+    # batch: a short last batch would do harm.
     even_batches = False
 
     def phases(self):
@@ -90,7 +90,7 @@ class Averaged(Objective):
         self._n_steps = 0
 
         def step(batch, index, weight):
-            if self._n_steps:  # adds what the step before this one has left
+            if self._n_steps:  # add the parameters after the previous step
                 self._accumulate()
             self._n_steps += 1
             return first.step(batch, index, weight)
@@ -116,26 +116,26 @@ class Averaged(Objective):
 
 @dataclass
 class History:
-    """What `minimize` leaves behind.
+    """What `minimize` returns: the curves of the loss, and how training ended.
 
     Attributes
     ----------
     terms : dict of str to list of ndarray
         Each loss term per unit of sample weight, one entry an epoch; shape () or (n_restarts,).
     converged : bool
-        Whether a callback that has an attribute ``converged`` says so, as `EarlyStopping` does.
+        Whether a callback with an attribute ``converged``, such as `EarlyStopping`, has set it.
     interrupted : bool
-        Whether Ctrl-C ended it.
+        Whether Ctrl-C ended training.
     stopped : bool
-        Whether another callback ended it.
+        Whether a callback without that attribute ended training.
     watch : tuple of str or None
         Terms that the loss sums; None means all.
     optimizers : list
-        To be handed to the next `minimize` on the same parameters.
+        Optimisers, to be passed to the next `minimize` on the same parameters.
     before : dict of str to list of ndarray
         Terms of the stages before this one.
     others : dict of str to ndarray
-        Curves that are no terms of a loss, such as the number of clusters.
+        Curves other than loss terms, such as the number of clusters.
     """
 
     terms: dict = field(default_factory=dict)
@@ -174,7 +174,7 @@ class History:
 
 
 def _curves(terms, restart):
-    # A term that is no sum over restarts has one value for all of them.
+    # A term without an axis of restarts has one value for all of them.
     return {
         name: np.array([np.ravel(v)[min(restart, np.size(v) - 1)] for v in values])
         for name, values in terms.items()
@@ -212,7 +212,7 @@ def minimize(
     rows : Rows
         The data, on the device of the parameters.
     learning_rate : float
-        Of every phase that has none of its own.
+        Step size of every phase that has none of its own.
     batch_size, max_iter : int
         Rows in a step and epochs.
     generator : torch.Generator or None
@@ -221,27 +221,27 @@ def minimize(
         ``callback(EpochState) -> True`` stops after that epoch.
     solver : {'adam', 'sgd'}
     epsilon : float
-        Adam's.
+        Term added to the denominator of Adam's step for numerical stability.
     momentum : float or None
-        Adam's decay of the first moment, or SGD's momentum; None is 0.9 and 0.
+        Decay rate of the first moment for Adam (None is 0.9), momentum for SGD (None is 0).
     weight_decay : float
-        Factor of the squared norm of the parameters, halved, in the loss of a batch: since that is
-        a sum over rows, the factor for a mean is to be multiplied by the weight of a batch.
+        Factor of half the squared norm of the parameters, which is added to the loss of a batch.
+        That loss is a sum over rows: multiply a factor for a mean loss by the weight of a batch.
     max_grad_norm : float or None
         Clip the gradient of each phase to this norm, restarts together.
     precision : {'float32', 'bfloat16'}
         ``'bfloat16'`` runs matrix products in that precision (autocast).
     optimizers : list or None
-        To go on with: optimisers of these parameters, or states of them from
-        `optimizer_to_numpy`. None starts anew.
+        Optimisers to go on with, or their states from `optimizer_to_numpy`, one for each phase.
+        None starts anew.
     task : str
         Name of the stage, in messages.
     buffers : callable or None
-        Gives what steps change beside the parameters of their phases, such as running statistics:
-        an iterable of Tensor. Asked anew whenever the phases are.
+        Returns an iterable of the Tensors that steps change beside trained parameters, such as
+        running statistics. It is called again whenever the phases are renewed.
     interruption : Interruption or None
-        Once it is requested training ends, with parameters and buffers of the last whole epoch.
-        None: nothing interrupts.
+        Request to end training, with parameters and buffers of the last whole epoch. None is
+        never requested.
 
     Returns
     -------
@@ -250,8 +250,8 @@ def minimize(
     Raises
     ------
     FloatingPointError
-        If a loss term is not finite at the end of an epoch; of restarts that train together,
-        in all of them.
+        If a loss term is not finite at the end of an epoch, in all of the restarts that train
+        together.
     """
     phases = objective.phases()
     build = _OptimizerFactory(solver, learning_rate, epsilon, momentum, weight_decay)
@@ -281,7 +281,7 @@ def minimize(
         state = EpochState(task, epoch, max_iter, terms, objective.watch)
         history.append(terms)
         guard.save()
-        # Every callback is told, whichever of them stops.
+        # Every callback is called, even if an earlier one stops.
         stops = [callback(state) for callback in callbacks]
         if any(stops):
             break
@@ -296,7 +296,7 @@ def _guard(phases, buffers):
 
 
 def _until(interruption, batches):
-    """Batches for as long as nobody asks for an end."""
+    """Yield batches until an interruption is requested."""
     for batch in batches:
         if interruption.requested:
             return
@@ -335,7 +335,7 @@ def _differentiate(phase, autocast, batch, index, weight):
         terms = phase.step(batch, index, weight)
         losses = [term.sum() for term in terms.values() if term.requires_grad]
         loss = losses[0] if len(losses) == 1 else sum(losses)
-    # Only this phase's parameters: what else the loss touches keeps its gradient.
+    # Only this phase's parameters get gradients, whatever else the loss depends on.
     loss.backward(inputs=list(phase.parameters))
     return {name: term.detach() for name, term in terms.items()}
 
@@ -354,7 +354,7 @@ def _read(totals, total_weight, epoch, task):
 def refuse_divergence(terms, epoch, task):
     """Raise FloatingPointError for a loss term that is not finite in any restart.
 
-    A restart that has diverged is left to its fate while others go on.
+    While one restart is finite, training goes on and the others may diverge.
     """
     for name, value in terms.items():
         if not np.any(np.isfinite(value)):

@@ -29,16 +29,16 @@ QUICK = ("digits", "pendigits", "iris", "wine")
 REG_COVAR = (1e-6, 1e-3, 1e-1)
 
 MIXTURES = tuple(f"GMM {reg:g}" for reg in REG_COVAR)
-# Against the mixture with the reg_covar of scikit-learn, and with one for singular pixels. The
-# third is shown beside them: that 0.1 serves the digits and harms Pendigits, only labels can tell.
+# AE-CM is compared with the mixture with scikit-learn's reg_covar and with one for singular pixels.
+# The third, 0.1, is only shown: that it helps on digits and harms on Pendigits, only labels tell.
 CLAIMS = (
     Claim("5", "pendigits", "AE-CM", low=66.0),
     Claim("5", "digits", "AE-CM", above=("KM", *MIXTURES[:2])),
 )
 
 
-# Most epochs of each stage on the sets of `sets.LARGE`; on the others for rows with the paper's
-# settings, and for AE-CM with its defaults. None leaves the estimator's own.
+# Largest number of epochs of each stage: on the sets of `sets.LARGE`, on other sets with the
+# paper's settings, and on those with the defaults of AE-CM. None leaves the estimator's own.
 BUDGETS = {
     "quick": (2, 8, 15),
     "cpu": (10, 50, None),

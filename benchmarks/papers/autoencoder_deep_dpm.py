@@ -30,7 +30,7 @@ from deepmix import AutoencoderDeepDPM, DeepDPM
 DATASETS = ("digits", "pendigits", "usps", "mnist 14x14")
 QUICK = ("digits",)
 N_SEEDS = 3
-N_ROWS = 20_000  # of MNIST
+N_ROWS = 20_000  # sample of MNIST that is clustered
 
 CLAIMS = (
     *(Claim("3", dataset, "AE-DPM", metric="k", low=8, high=12) for dataset in DATASETS),
@@ -53,7 +53,7 @@ class OnFeatures(BaseEstimator):
     def fit(self, X, y=None):
         seed = self.random_state
         if self.features == "codes":
-            # Not clustered: one epoch, of which nothing is used.
+            # Only the pretrained autoencoder is used: the one epoch of clustering plays no part.
             once = DeepDPM(amortized=False, max_iter=1, tol=0)
             alone = {"n_alternations": 0, "device": "cpu", "random_state": seed}
             Z = AutoencoderDeepDPM(once, **alone).fit_transform(X)

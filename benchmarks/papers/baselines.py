@@ -8,8 +8,8 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
 
-# More features than this and a full covariance of each of ten clusters has more entries than
-# there are numbers in most of the data sets.
+# With more features than this, full covariances of ten clusters have more entries than most of
+# the data sets have numbers.
 MAX_FULL_COVARIANCE = 300
 
 # Makes the annotated fields of an estimator its parameters.

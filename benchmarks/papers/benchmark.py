@@ -16,7 +16,7 @@ from runs import Run, complete, read_runs, states, with_details
 from tables import latest_groups, show, summarize
 
 HERE = Path(__file__).parent
-# What is said of rows that do not stand for the present runs.
+# What is printed about rows of the runs' file that are not results of the present runs.
 AGES = {
     "undated": "of unknown age: they do not say which parameters made them, and are kept",
     "stale": "stale, of other parameters than the present ones: without --no-runs they run again",
@@ -30,9 +30,9 @@ class Benchmark:
     Attributes
     ----------
     name : str
-        Of the file and of its results.
+        Name of the benchmark's file and of its files of results.
     description : str
-        The first line is that of the help.
+        Text whose first line is shown by ``--help``.
     paper : str
         Name of the file of published figures.
     plan : callable
@@ -51,7 +51,7 @@ class Benchmark:
     separate : tuple of str
         Tables that the summary leaves to ``tables``.
     tables : dict
-        Of the suffix of a file to ``function(rows, paper) -> rows``.
+        Further tables: suffix of the file to ``function(rows, paper) -> rows``.
     """
 
     name: str

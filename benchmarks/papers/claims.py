@@ -18,15 +18,15 @@ class Claim:
     above, below : tuple of str
         Methods whose mean it must reach at least, or at most.
     slack : float
-        By so much it may stay below those of ``above``.
+        Amount by which the mean may stay below those of ``above``.
     metric : str
         A column of the runs, or of their details.
     target : float or None
         If given, the figure is the distance of the mean from it.
     exceptions : int or None
-        If given, the bounds are for every seed but so many, not for the mean.
+        If given, the bounds hold for every seed but this number of them, not for the mean.
     quick : bool
-        Whether the few seeds of a quick run can tell.
+        Whether the few seeds of a quick run suffice to judge the claim.
     """
 
     table: str

@@ -49,12 +49,13 @@ DATASETS = (
     "news20",
     "grey cifar10",
 )
-# More features than this and EM of full covariances of the rows takes hours, or has more numbers
-# to estimate than there are.
+# With more features than this, EM of full covariances of the rows takes hours, or estimates more
+# numbers than the data hold.
 MAX_FEATURES = {"mnist 14x14": 196, "reuters_r8": 2000, "news20": 2000, "grey cifar10": 1024}
 DIVERGENCES = ("js", "kl", "euclidean")
 
-# In percent. The read-out varies with the local maximum that EM finds: its claims are on means.
+# Claims are in percent. Those of the read-out, which varies with the local maximum that EM finds,
+# are on means.
 claim = partial(Claim, "2")
 SMALL = ("digits", "pendigits", "imagenet50_moco_test", "umap_mnist, 10000 rows")
 MNIST = "mnist 14x14, 10000 rows"

@@ -84,7 +84,7 @@ class Method(NamedTuple):
     n_seeds : int
         0: as many as the options say.
     load : callable
-        As of `Run`.
+        As in `Run`.
     """
 
     estimator: BaseEstimator

@@ -54,19 +54,19 @@ UNEQUAL = {"blobs 60/25/10/5": (60, 25, 10, 5), "blobs 80/20": (80, 20)}
 BALANCED = {"blobs 4 equal": (1,) * 4, "blobs 10 equal": (1,) * 10}
 CLAIMS = (
     accuracy("1", "mnist_2d", "NM-EM paper", low=95.0),
-    # Of every seed: how far the mean of a cluster's density is from 1/2, and whether without
-    # normalisation one cluster has all rows.
+    # For every seed the mean of each cluster's density is near 1/2, and without normalisation one
+    # cluster has all rows.
     Claim("1", "mnist_2d", "NM-EM paper", high=0.01, metric="deviation", exceptions=0),
     Claim("1", "mnist_2d", "NM-EM not normalised", low=0.99, metric="largest", exceptions=0),
     accuracy("vectors", "umap_mnist", "NM-EM paper", low=97.5),
     accuracy("vectors", "umap_mnist", "NM-EM raw", low=97.5),
     accuracy("vectors", "pendigits", "NM-EM", low=70.0),
     accuracy("vectors", "digits", "NM-EM", low=80.0),
-    # As near to its bound as ten seeds tell.
+    # The mean of ten seeds is close to this bound, so quick runs of fewer seeds are not judged.
     accuracy("vectors", "digits", "NM-EM raw merged", low=86.0, quick=False),
     *(accuracy("unequal", name, "NM-EM learned", low=95.0, exceptions=1) for name in UNEQUAL),
     *(accuracy("unequal", name, "NM-EM learned", above=("NM-EM",), slack=1.0) for name in BALANCED),
-    # With the budget 'cpu', and with 'paper'.
+    # The first claim is for the budget 'cpu', the others are for 'paper'.
     accuracy("3", "mnist 14x14", "NM-EM Eq. 7", low=95.0),
     accuracy("3", "mnist", "NM-EM two-fold", low=98.8),
     accuracy("3", "cifar10", "NM-EM Eq. 7", low=49.5),
@@ -84,7 +84,7 @@ class Bottleneck(Objective):
     labels : Tensor of shape (n_samples,)
     generator : torch.Generator
     side : int
-        Of the images.
+        Side of the images, in pixels.
     """
 
     def __init__(self, labels, generator, side):
@@ -283,8 +283,8 @@ def unequal(n_clusters, n_features=2):
 # --- Table 3 ---------------------------------------------------------------------------
 
 
-# What is spent on images: the sets, the side of MNIST's (None: as they are), and parameters of the
-# estimator, which is else the default one or, with the budget 'paper', that of the paper.
+# For each budget: the data sets of images, the side to which those of MNIST are shrunk (None leaves
+# them), and parameters of the estimator that differ from its defaults or from the paper's.
 SMALL_NET = {"network": "C32 M C64 M C128 F32", "max_iter": 10, "precision": "bfloat16"}
 BUDGETS = {
     "quick": ((), None, {}),

@@ -41,7 +41,7 @@ FIELDS = (
     *("epochs", "converged", "seconds", "cpu_seconds", "status", "device", "threads", "jobs"),
     *("deepmix", "torch", "sklearn", "parameters"),
 )
-# Columns that a file of an earlier version lacks; what had no status was done.
+# Values for columns that a file of an earlier version lacks; its rows are runs that were done.
 MISSING = dict.fromkeys(FIELDS, "") | {"status": "done"}
 # Parameters that do not determine the result.
 LEFT_OUT = ("random_state", "device", "verbose", "n_jobs", "copy_x", "verbose_interval")
@@ -54,15 +54,15 @@ class Run:
     Attributes
     ----------
     table : str
-        Of the paper.
+        Number of the table in the paper.
     dataset, method : str
     seed : int
     estimator : BaseEstimator or str
-        Not fitted; or the reason why the method is not run.
+        Estimator, not fitted; or the reason why the method is not run.
     start : int or str
         Number of clusters that training begins with, where runs of one method differ in it.
     timed : bool
-        Run by itself, not beside others.
+        Whether the run has the machine to itself, because its time is a result.
     load : callable
         ``load(dataset, data_home, seed) -> X, y``.
     details : callable or None
@@ -228,10 +228,10 @@ def is_undated(row):
 
 
 def states(rows, runs):
-    """Of each row, beside the present runs: 'present', 'undated', 'stale', or 'other'.
+    """Age of each row beside the present runs: 'present', 'undated', 'stale', or 'other'.
 
-    Stale is a row of a present run with parameters that are not its present ones; other is a row
-    of no present run, such as one of a further seed.
+    A stale row is one of a present run with other parameters than its present ones; another row is
+    one of no present run, such as that of a further seed.
     """
     present = {run.key: None for run in runs}
     names = {key[:-1] for key in present}

@@ -73,7 +73,7 @@ def load_rows(dataset, data_home, scale="paper"):
     dataset : str
     data_home : str or None
     scale : {'paper', 'standard'}
-        As of `deepmix.datasets.load`; 'paper' also scales two sets as Boubekki et al. do.
+        Scaling, as in `deepmix.datasets.load`; 'paper' also scales two sets as Boubekki et al. do.
     """
     if dataset == "five_gaussians":
         return make_five_gaussians(random_state=0)

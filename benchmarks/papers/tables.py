@@ -5,11 +5,11 @@ import statistics
 from runs import is_undated
 
 METRICS = ("ari", "nmi", "acc")
-# Where a table of ours looks for the paper's figure: the baselines stand in Table 1 only.
+# Tables of the paper in which a table here looks for figures: baselines are in Table 1 only.
 FALLBACK = {"5": ("5", "1")}
-# Beginnings of the methods' names, in the order of the tables; the last is of every name.
+# Beginnings of the methods' names, in the order of the tables; the last one fits every name.
 FAMILIES = ("KM", "iGMM", "GMM", "AE+KM", "CM", "AE-CM", "")
-# Columns of a summary that are not printed, for they say where it comes from.
+# Columns of a summary that are written but not printed: they say where it comes from.
 HIDDEN = (
     *("n_samples", "n_features", "n_clusters", "device", "threads", "jobs"),
     *("deepmix", "torch", "sklearn", "parameters"),
@@ -17,7 +17,7 @@ HIDDEN = (
 
 
 def paper_row(paper, table, dataset, method):
-    """Of the set that the first word of ``dataset`` names: 'mnist 14x14' is MNIST."""
+    """The paper's figures for the set that ``dataset`` begins with ('mnist 14x14'): dict."""
     dataset = dataset.split()[0]
     candidates = [(name, dataset, method) for name in FALLBACK.get(table, (table,))]
     return next((paper[key] for key in candidates if key in paper), {})
@@ -58,17 +58,17 @@ def summarize(
     Parameters
     ----------
     rows : list of dict
-        Of the runs' file.
+        Rows of the runs' file.
     paper : dict
-        Of (table, dataset, method) to a row of the paper's figures.
+        Figures of the paper: (table, dataset, method) to a row.
     metrics : tuple of str
         Columns with a mean and a deviation, and the paper's.
     means : tuple of str
         Columns with a mean.
     firsts : tuple of str
-        Columns of which that of the first seed is shown.
+        Columns of which the value of the first seed is shown.
     aliases : dict or None
-        Of methods to their names in the paper's table, where these differ.
+        Names of methods in the paper's table, where these differ: dict of str to str.
     """
     summary = []
     for (table, dataset, method), group in latest_groups(rows):

@@ -203,16 +203,16 @@ def main(name, description, measurements, child=None, threads=1):
     Parameters
     ----------
     name : str
-        Of the file of results.
+        Name of the file of results.
     description : str
-        The first line is that of the help.
+        Text whose first line is shown by ``--help``.
     measurements : callable
         ``measurements(options, device)`` yields each `Measurement`, or rows as dict for a file
         that holds them in place of measurements.
     child : callable or None
         What `in_child` calls, with strings; it returns a dict.
     threads : int
-        Default of the option.
+        Default of the option ``--threads``.
     """
     options = parse_options(description, threads)
     torch.set_num_threads(options.threads)

@@ -56,7 +56,7 @@ class HandMixture(HandEpochs):
         The rows, as the network takes them.
     view : callable or None
     look : callable or None
-        What the network sees of rows and views.
+        Maps rows and views to the input of the network.
     """
 
     def __init__(self, network, X, view=None, look=None):

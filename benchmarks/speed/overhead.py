@@ -44,7 +44,7 @@ CM_BATCH_SIZE = 80
 SMALL_NET, LARGE_NET = 1.2, 1.05
 CM_MILLISECONDS, CM_RESTARTS = 30.0, 4.0
 BFLOAT16_GAIN = 1.8
-FIT_MEMORY = 0.5  # of the data's size, beside data and weights: a copy would be 1
+FIT_MEMORY = 0.5  # over the size of the data, besides data and weights; a copy would be 1
 TRANSFORM_MEMORY = 64.0  # MiB beside input and output: some batches
 
 # --- Contestants -----------------------------------------------------------------------

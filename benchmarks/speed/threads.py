@@ -60,7 +60,7 @@ def cpu_seconds(n_threads, cls, parameters, X):
     torch.set_num_threads(n_threads)
     start = time.process_time()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of few epochs
+        warnings.simplefilter("ignore")  # about too few epochs
         cls(random_state=0, **parameters).fit(X)
     return time.process_time() - start
 

@@ -66,7 +66,7 @@ class DECNetwork(AutoencoderNetwork):
 
 
 class SharpeningObjective(Objective):
-    """Eq. 2, towards a target that is made anew every ``update_every`` epochs."""
+    """The loss of Eq. 2, whose target is computed anew every ``update_every`` epochs."""
 
     def __init__(self, network, rows, update_every):
         self.network, self.rows, self.update_every = network, rows, update_every
@@ -94,7 +94,7 @@ class SharpeningObjective(Objective):
 
 @p.parameters
 class DEC(AutoencoderMixture):
-    """Deep embedded clustering: k-means on codes, then codes sharpened by themselves.
+    """Deep embedded clustering: k-means on codes, then an encoder that sharpens its clusters.
 
     Parameters
     ----------

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 class PaperSettings(NamedTuple):
-    """A column of Table 13; the paper's lambda is 1 in all of them."""
+    """Settings for one data set, a column of Table 13; the paper's lambda is always 1."""
 
     concentration: float
     reconstruction_weight: float
@@ -128,7 +128,7 @@ class JointObjective(Objective):
         }
 
     def full_loss(self, rows, batch_size):
-        """The loss of an epoch with these parameters, its batches as balanced as all rows."""
+        """Loss of an epoch if each batch had the mean responsibilities of all rows: float."""
 
         def sums(batch, weight):
             x = self.network.scaler(batch)
@@ -188,9 +188,9 @@ class AECM(AutoencoderMixture, CenterMixture):
     selection : {'loss', 'sparsity'}, default='loss'
         Which restart is kept: that of lowest loss, or of lowest L_sp (Sec. 5.3.4), on all rows.
     concentration : 'auto', float or array-like of shape (n_clusters,), default='auto'
-        Of the Dirichlet prior on the mean responsibilities of a batch (alpha). A float is the
-        paper's, which depends on the batch size; 'auto' is 1 plus 0.1 times the weight of the
-        batch. An array is paired with the clusters by size.
+        Concentration of the Dirichlet prior on the mean responsibilities of a batch (alpha). A
+        float is the paper's, which depends on the batch size; 'auto' is 1 plus 0.1 times the weight
+        of the batch. An array is paired with the clusters by size.
     reconstruction_weight : float, default=10.0
         Weight of the autoencoder's squared error (beta). With ``scale=True`` the error is
         counted in units of the data's total variance, else in those of X, as in the paper.
@@ -218,7 +218,7 @@ class AECM(AutoencoderMixture, CenterMixture):
     solver : {'adam', 'sgd'}, default='adam'
         Optimiser.
     epsilon : float, default=1e-8
-        Adam's.
+        Term added to the denominator of Adam's step for numerical stability.
     max_grad_norm : float or None, default=None
         Clip the gradient to this norm.
     averaging : bool, default=True
@@ -227,8 +227,8 @@ class AECM(AutoencoderMixture, CenterMixture):
         Whether the network sees centred data, divided by one number; decoded centres and
         reconstructions are in the units of X.
     precision : {'float32', 'bfloat16'}, default='float32'
-        Of the autoencoder's matrix products in training; 'bfloat16' is faster where the hardware
-        has it. The loss stays float32.
+        Precision of the autoencoder's matrix products in training; 'bfloat16' is faster where the
+        hardware has it. The loss stays float32.
     tol : float, default=1e-3
         An epoch counts as improvement if it lowers the loss by this fraction. 0 trains for
         ``max_iter`` epochs.
@@ -239,7 +239,7 @@ class AECM(AutoencoderMixture, CenterMixture):
     device : str or torch.device, default='auto'
         Where to compute.
     dtype : {'float32', 'float64', 'auto'}, default='float32'
-        Of training; 'auto' is that of X. Predictions are made in the dtype of X.
+        Floating-point type of training; 'auto' is that of X. Predictions have the dtype of X.
     random_state : int, RandomState instance or None, default=None
         Determines initial weights and the order of rows.
     verbose : int, default=0
@@ -252,13 +252,13 @@ class AECM(AutoencoderMixture, CenterMixture):
     latent_centers_ : ndarray of shape (n_clusters, latent_dim)
         Centres among the codes.
     latent_variance_ : float
-        Of the codes around their centres, per dimension.
+        Variance of the codes around their centres, per dimension.
     labels_ : ndarray of shape (n_samples,)
         Cluster of each training row.
     weights_ : ndarray of shape (n_clusters,)
         Mean responsibilities.
     variance_ : float
-        Of the data around the decoded centres, per feature.
+        Variance of the data around the decoded centres, per feature.
     n_clusters_ : int
         Number of clusters.
     history_ : dict of str to ndarray of shape (`n_iter_`,)
@@ -350,7 +350,7 @@ class AECM(AutoencoderMixture, CenterMixture):
         ----------
         dataset : {'mnist', 'fashion_mnist', 'usps', 'cifar10', 'reuters10k', 'news20', \
                 '10x73k', 'pendigits'}
-            Whose concentration, weights, batch size and latent dimension to take.
+            Data set whose concentration, weights, batch size and latent dimension are taken.
         n_clusters : int, default=10
         init : {'random', 'pretrain-pinv'}, default='random'
             The paper's AE-CM^r or AE-CM^p.
@@ -433,7 +433,7 @@ class AECM(AutoencoderMixture, CenterMixture):
         return self._objective(fit, network).full_loss(fit.rows, self._batch_size(fit.rows))
 
     def _start(self, fit, network, interrupted):
-        """Start the clustering module from the codes; whether that was interrupted."""
+        """Start the clustering module from the codes; return whether Ctrl-C interrupted it."""
         random_state, n_codes = fit.rng.numpy, self._n_codes(network)
         sample = sample_rows(fit.rows, network.encode, self.n_clusters, random_state, n_codes)
         if self.init == "pretrain-gmm":
@@ -466,7 +466,7 @@ class AECM(AutoencoderMixture, CenterMixture):
             self._start_at(network, centers, torch.eye(codes.shape[1], dtype=centers.dtype))
 
     def _start_at(self, network, centers, matrix):
-        """Posterior logits for centres among the codes, after an affine map of both."""
+        """Set centres among the codes and their posterior logits, after an affine map of both."""
         origin = centers.mean(dim=0)
         moved = (centers - origin) @ matrix.to(centers)
         size = moved.square().sum(dim=1).mean().sqrt() or 1.0

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class PaperSettings(NamedTuple):
-    """A column of Table 12."""
+    """Settings for one data set: a column of Table 12."""
 
     concentration: float
     batch_size: int
@@ -74,7 +74,7 @@ class ClusteringObjective(Objective):
     Parameters
     ----------
     embed : callable
-        Maps a batch to what is clustered: a standardiser, a frozen encoder.
+        Maps a batch to the rows that are clustered: a standardiser or a frozen encoder.
     clustering : ClusteringNetwork
     prior : DirichletPrior
     """
@@ -154,9 +154,9 @@ class ClusteringModule(OnlineMixin, CenterMixture):
         Which restart is kept: that of lowest soft inertia (E1 + E2 + E3), or of lowest
         L_sp = E2 + E3, the paper's criterion (Sec. 5.2.4).
     concentration : 'auto', float or array-like of shape (n_clusters,), default='auto'
-        Of the Dirichlet prior on the mean responsibilities of a batch (alpha). A float is the
-        paper's, which depends on batch size and units; 'auto' is 1 plus 0.05 times the weight
-        of the batch times the total variance. An array is paired with the clusters by size.
+        Concentration of the Dirichlet prior on the mean responsibilities of a batch (alpha). A
+        float is the paper's, which depends on batch size and units; 'auto' is 1 plus 0.05 times the
+        weight of the batch times the total variance. An array is paired with the clusters by size.
     max_iter : int, default=200
         Epochs, at most.
     batch_size : int or 'auto', default='auto'
@@ -166,7 +166,7 @@ class ClusteringModule(OnlineMixin, CenterMixture):
     solver : {'adam', 'sgd'}, default='adam'
         Optimiser.
     epsilon : float, default=1e-8
-        Adam's.
+        Term added to the denominator of Adam's step for numerical stability.
     max_grad_norm : float or None, default=None
         Clip the gradient, that of all restarts together, to this norm; with 'sgd' it prevents
         divergence.
@@ -185,7 +185,7 @@ class ClusteringModule(OnlineMixin, CenterMixture):
     device : str or torch.device, default='auto'
         Where to compute.
     dtype : {'float32', 'float64', 'auto'}, default='float32'
-        Of training; 'auto' is that of X. Predictions are made in the dtype of X.
+        Floating-point type of training; 'auto' is that of X. Predictions have the dtype of X.
     random_state : int, RandomState instance or None, default=None
         Determines initial weights and the order of rows.
     verbose : int, default=0
@@ -200,7 +200,7 @@ class ClusteringModule(OnlineMixin, CenterMixture):
     weights_ : ndarray of shape (n_clusters,)
         Mean responsibilities.
     variance_ : float
-        Of the spherical Gaussians, fitted to the training data, in squared units of X.
+        Variance of the spherical Gaussians, fitted to the training data, in squared units of X.
     n_clusters_ : int
         Number of clusters.
     history_ : dict of str to ndarray of shape (`n_iter_`,)
@@ -279,7 +279,7 @@ class ClusteringModule(OnlineMixin, CenterMixture):
         ----------
         dataset : {'mnist', 'fashion_mnist', 'usps', 'cifar10', 'reuters10k', 'news20', \
                 '10x73k', 'pendigits'}
-            Whose concentration and batch size to take.
+            Data set whose concentration and batch size are taken.
         n_clusters : int, default=10
         init : {'random', 'k-means++'}, default='random'
             The paper's CM^r or CM^p.

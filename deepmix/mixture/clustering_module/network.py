@@ -51,7 +51,7 @@ class ClusteringNetwork(nn.Module):
 
     @torch.no_grad()
     def init_random(self, generator, gain=1.0):
-        """Glorot: uniform kernels, and the authors' normal biases; logits times ``gain``."""
+        """Draw uniform Glorot kernels and the authors' normal biases; scale logits by ``gain``."""
         fans = self.encoder_weight.shape[0] + self.n_clusters
         bound = (6.0 / fans) ** 0.5
         for kernel in (self.encoder_weight, self.decoder_weight):
@@ -64,9 +64,9 @@ class ClusteringNetwork(nn.Module):
 
     @torch.no_grad()
     def init_orthonormal(self, generator, gain):
-        """Orthonormal centres U and logits ``gain * z @ U.T``; zero biases.
+        """Draw orthonormal centres U; set logits ``gain * z @ U.T`` and zero biases.
 
-        With K more than the latent dimension the centres are orthonormal as columns only.
+        With more clusters than latent dimensions only the columns of U are orthonormal.
         """
         nn.init.orthogonal_(self.decoder_weight[0], generator=generator)
         self.decoder_bias.zero_()
@@ -116,7 +116,7 @@ class StandardizedClusteringNetwork(nn.Module):
 
     @property
     def width(self):
-        """Numbers that a row becomes at most."""
+        """Most numbers that a layer of the network makes of a row: int."""
         return max(self.clustering.encoder_weight.shape)
 
     def forward(self, x):

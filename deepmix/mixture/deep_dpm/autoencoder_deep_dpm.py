@@ -63,7 +63,7 @@ class FeatureObjective(Objective):
     ----------
     network : AutoencoderDPMNetwork
     matrix : Tensor of shape (p, p)
-        Applied to codes and centres before their distance is taken.
+        Matrix that multiplies codes and centres before their distance is taken.
     reconstruction_weight, clustering_weight : float
     """
 
@@ -263,13 +263,13 @@ class AutoencoderDeepDPM(AutoencoderMixture):
         An encoder of 500-500-2000 and codes of 10 dimensions; both terms of the loss in units of
         data and codes, with lambda .005 and beta 1; a step of 2e-3 with a decay of 5e-4. Three
         clusterings of 300 epochs from three clusters, by nets, with a prior scale of .005 on codes
-        as they are, and 100 epochs of the autoencoder between two of them. The epochs of
-        pretraining, 100 here, are not told.
+        as they are, and 100 epochs of the autoencoder between two of them. The authors do not give
+        the epochs of pretraining, 100 here.
 
         Parameters
         ----------
         n_samples : int
-            Rows that it will be fitted to: they make epochs into steps.
+            Number of rows that it will be fitted to, which turns epochs into steps.
         **parameters
             Override any of these settings; ``clusterer__name`` those of the clustering.
 
@@ -335,7 +335,7 @@ class AutoencoderDeepDPM(AutoencoderMixture):
     # --- Hooks of the base class -----------------------------------------------------
 
     def _clusterer(self):
-        """The clusterer to use: a copy."""
+        """A copy of ``clusterer``, or its default: DeepDPM."""
         if self.clusterer is None:
             return DeepDPM(amortized=False, prior_scale="codes")
         return clone(self.clusterer)
@@ -443,7 +443,7 @@ class AutoencoderDeepDPM(AutoencoderMixture):
         return super()._minimize(fit, network, objective, **options)
 
     def _train_features(self, fit, network, before, found):
-        """An alternation's epochs of the autoencoder, with the optimiser of the last."""
+        """Train the autoencoder for one alternation, with the optimiser of the one before."""
         network.train()
         objective = self._objective_of_features(network, found.mixture)
         optimizers = before.optimizers or None
@@ -469,7 +469,7 @@ class AutoencoderDeepDPM(AutoencoderMixture):
         return FeatureObjective(network, matrix, *weights)
 
     def _cluster_codes(self, fit, network, clusterer, found):
-        """One whole clustering of the codes as they are now, after those of ``found``."""
+        """Cluster the codes as they are now, from the last clustering in ``found``: `CodesFit`."""
         network.eval()
         codes = codes_of(network, fit.rows)
         start = Start(subnets=getattr(self, "_subnets_state", None))

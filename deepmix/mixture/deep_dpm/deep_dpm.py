@@ -90,7 +90,7 @@ def scale_for_codes(n_rows, n_features):
 def matrices_bytes(n_clusters, n_features):
     """Bytes that the full covariances of a fit take at its peak, at least.
 
-    Every cluster is cut into ``2**LOOK_AHEAD`` pieces at the last, each of which has some
+    The look ahead cuts every cluster into ``2**LOOK_AHEAD`` pieces, each of which has some
     `MATRICES` matrices in float64.
 
     Parameters
@@ -148,10 +148,10 @@ class DeepDPM(BaseDeepMixture):
         by EM, and nothing is random but the k-means of the start and, if ``stochastic``, the
         acceptance of proposals.
     covariance_type : {'full', 'diag', 'spherical'}, default='full'
-        Of the clusters, in the scaled features.
+        Shape of the clusters' covariances, in the scaled features.
     concentration : float, default=10.0
-        Of the Dirichlet process (alpha). Of little influence: a proposal is a matter of hundreds
-        of nats, and this enters by its logarithm.
+        Concentration of the Dirichlet process (alpha). It has little influence: a proposal is a
+        matter of hundreds of nats, to which this adds its logarithm.
     prior_scale : {'auto', 'codes'}, float or array-like, default='auto'
         Scale matrix of the inverse Wishart prior (Psi), in the scaled features: a number for a
         multiple of the identity, an array of shape (n_features,) or (n_features, n_features).
@@ -159,9 +159,9 @@ class DeepDPM(BaseDeepMixture):
         for codes of an autoencoder, which fill space evenly. The larger it is, the fewer clusters
         where rows are many.
     prior_dof : float or None, default=None
-        Its degrees of freedom (nu); None is n_features + 2.
+        Degrees of freedom of the inverse Wishart prior (nu); None is n_features + 2.
     prior_kappa : float, default=0.05
-        Rows that the prior on the means counts for (kappa).
+        Number of rows that the prior on the means counts for (kappa).
     scaling : {'standard', 'normalize'} or None, default='standard'
         What is done to the rows first: each feature centred and divided by its deviation, so
         that neither units nor offsets matter; or each row divided by its norm, as in the paper.
@@ -172,7 +172,7 @@ class DeepDPM(BaseDeepMixture):
         Whether a proposal of Hastings ratio H < 1 is accepted with probability H, as in the
         paper, or never.
     hidden_layer_sizes : tuple of int, default=(50,)
-        Of the clustering net; the subclustering nets have its first one.
+        Hidden layers of the clustering net; the subclustering nets have only the first of them.
     split_merge_every : int, default=300
         Gradient steps between two rounds of proposals, at least.
     freeze : int, default=100
@@ -191,7 +191,7 @@ class DeepDPM(BaseDeepMixture):
     subcluster_learning_rate : float, default=5e-3
         Step size of the subclustering nets.
     tol : float, default=1e-3
-        Proposals are made when no larger share of the rows has changed cluster. 0 trains for
+        Proposals are made once no larger share of the rows changes cluster. 0 trains for
         ``max_iter`` epochs, whether proposals are left or not.
     warm_start : bool, default=False
         Whether `fit` goes on from the last solution: from its clusters, scaling and nets, whatever
@@ -199,7 +199,8 @@ class DeepDPM(BaseDeepMixture):
     device : str or torch.device, default='auto'
         Where to compute.
     dtype : {'float32', 'float64', 'auto'}, default='float32'
-        Of the nets in training; 'auto' is that of X. The mixture is estimated in float64.
+        Floating-point type of the nets in training; 'auto' is that of X. The mixture is estimated
+        in float64.
     random_state : int, RandomState instance or None, default=None
         Determines initial weights and centres and the order of rows.
     verbose : int, default=0
@@ -212,13 +213,13 @@ class DeepDPM(BaseDeepMixture):
     labels_ : ndarray of shape (n_samples,)
         Cluster of each training row.
     weights_ : ndarray of shape (n_clusters,)
-        Of the mixture.
+        Weights of the mixture, which sum to one.
     means_, cluster_centers_ : ndarray of shape (n_clusters, n_features)
-        Of the mixture, in the units of X (of normalised rows if ``scaling='normalize'``).
+        Means of the mixture, in the units of X (of normalised rows if ``scaling='normalize'``).
     covariances_ : ndarray of shape (n_clusters, n_features, n_features) or \
             (n_clusters, n_features)
-        Full, or else diagonals: features of unlike units have no spherical covariance. What
-        rounding took from features on a grid is among them.
+        Covariances of the mixture, full or as diagonals (also for 'spherical', since features may
+        differ in unit). They include the variance that rounding took from features on a grid.
     proposals_ : ndarray
         Every proposal: a structured array of 'epoch', 'kind' ('split', 'merge', or 'exchange' of
         two clusters for another cut of their union), 'cluster', 'partner', 'log_ratio' (of
@@ -299,7 +300,7 @@ class DeepDPM(BaseDeepMixture):
         Parameters
         ----------
         n_samples : int
-            Rows that it will be fitted to: they make epochs into steps.
+            Number of rows that it will be fitted to, which turns epochs into steps.
         **parameters
             Override any of these settings.
 
@@ -488,11 +489,11 @@ class DeepDPM(BaseDeepMixture):
         )
 
     def _mixture_kind(self):
-        """What must stay if training is to go on from a fitted mixture."""
+        """Parameters that must not change where training goes on from a fitted mixture: dict."""
         return {name: getattr(self, name) for name in ("covariance_type", "scaling")}
 
     def _initial_labels(self, data, scaler, rng):
-        """Clusters to begin with, one or by k-means: Tensor of shape (n,)."""
+        """Initial labels, all zero or by k-means: Tensor of shape (n,)."""
         rows, n_clusters = data.rows, self.n_clusters_init
         if n_clusters == 1:
             return torch.zeros(len(data), dtype=torch.long, device=rows.device)
@@ -509,7 +510,7 @@ class DeepDPM(BaseDeepMixture):
         ----------
         data : ScaledRows
         factor : float
-            Multiplies its scale matrix.
+            Factor that multiplies the scale matrix of the prior.
         """
         mean = sum(data.weight[part] @ x for part, x in data.chunks()) / data.total_weight
         dof, scale = self._prior_spread(data.total_weight, len(mean))

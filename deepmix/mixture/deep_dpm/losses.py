@@ -18,7 +18,7 @@ def clustering_loss(log_resp, target, weight):
     Parameters
     ----------
     log_resp : Tensor of shape (B, K)
-        Of the net.
+        Log-responsibilities of the net.
     target : Tensor of shape (B, K)
         Responsibilities of the mixture.
     weight : Tensor of shape (B,)
@@ -40,9 +40,9 @@ def subclustering_loss(x, resp, means, weight):
     ----------
     x : Tensor of shape (B, d)
     resp : Tensor of shape (B, 2)
-        Of the two halves of the row's own cluster.
+        Responsibilities of the two halves of the row's own cluster.
     means : Tensor of shape (B, 2, d)
-        Theirs.
+        Means of these two halves.
     weight : Tensor of shape (B,)
 
     Returns
@@ -80,12 +80,12 @@ def within_share(statistics):
     Parameters
     ----------
     statistics : GaussianStatistics
-        Of diagonal covariances.
+        Statistics for diagonal covariances.
 
     Returns
     -------
     float
-        1 where all rows are equal.
+        The share, 1 if all rows are equal.
     """
     nk, first, second = statistics.nk[:, None], statistics.first, statistics.second
     within = (second - first.square() / nk.clamp_min(1e-300)).sum()

@@ -10,9 +10,9 @@ import math
 
 import torch
 
-# Steps of steepest descent, and angles that each of them tries.
+# Number of steps of steepest descent, and of angles that each step tries.
 N_STEPS, N_ANGLES = 6, 180
-# Directions of a smaller share of the largest variance are not searched: they are rounding errors.
+# Directions whose variance is a smaller share of the largest are rounding errors, not searched.
 FLAT = 1e-9
 
 
@@ -23,7 +23,7 @@ def whitening(directions, variance):
     ----------
     directions : Tensor of shape (K, d, d)
     variance : Tensor of shape (K, d)
-        The largest first.
+        Variances along the directions, the largest first.
 
     Returns
     -------

@@ -8,7 +8,7 @@ Clustering", Neurocomputing 505 (2022): normalisation and densities (Sec. 4), th
 import torch
 from torch.nn.functional import logsigmoid
 
-# Added to the variance of the scores: between 1e-5 and 1e-3 nothing changes, .1 does harm.
+# Added to the variance of the scores: values of 1e-5 to 1e-3 make no difference, 0.1 does harm.
 EPSILON = 1e-5
 
 
@@ -24,11 +24,11 @@ def normalize(scores, weight, epsilon=EPSILON):
     Parameters
     ----------
     scores : Tensor of shape (B, K) or (B, M, K)
-        M networks side by side.
+        Scores of one network, or of M networks side by side.
     weight : Tensor of shape (B,)
         Row i counts ``weight[i]`` times.
     epsilon : float
-        Added to the variance.
+        Constant that is added to the variance.
 
     Returns
     -------

@@ -33,9 +33,9 @@ class NeuralMixtureNetwork(nn.Module):
     Attributes
     ----------
     scaler : Standardizer
-        Of the features; for images, of pixels to values from 0 to 1.
+        Standardises the features; for images, maps pixels to values from 0 to 1.
     members : StackedMLP or Members
-        (B, ...) -> (B, n_members, n_outputs).
+        Networks side by side: (B, ...) -> (B, n_members, n_outputs).
     score_mean, score_scale : Tensor of shape (n_members, n_outputs)
         Statistics of the scores over all training rows, see `fit_statistics`.
     membership : Tensor of shape (n_members, n_outputs, n_clusters)
@@ -67,18 +67,18 @@ class NeuralMixtureNetwork(nn.Module):
 
     @property
     def width(self):
-        """Numbers that a row becomes at most."""
+        """Most numbers that a layer of the network makes of a row: int."""
         width = max(len(self.scaler.mean), self.n_members * self.n_outputs)
         if isinstance(self.members, StackedMLP):
             return max(width, *(weight[:, 0].numel() for weight in self.members.weights))
         if self.image_shape is None:
             return max(width, widest(self.members))
-        # What the first convolution of a network of Table 2 makes of an image.
+        # The first convolution of a network of Table 2 makes 64 channels of an image.
         return max(width, 64 * math.prod(self.image_shape[1:]))
 
     @property
     def input_shape(self):
-        """Of what a member sees of a row: an int for vectors, a tuple for images."""
+        """Shape in which members see a row: an int for vectors, a tuple for images."""
         if self.image_shape is None:
             return len(self.scaler.mean)
         return (2, *self.image_shape[1:]) if self.sobel else self.image_shape
@@ -95,7 +95,7 @@ class NeuralMixtureNetwork(nn.Module):
     def init_weights(self, generator, dtype=torch.float32):
         """Draw initial weights, but for modules that came with theirs; refuse wrong shapes.
 
-        They are drawn in float32, and all become ``dtype`` then.
+        Weights are drawn in float32 and then converted to ``dtype``.
         """
         if isinstance(self.members, StackedMLP):
             self.members.init_weights(generator)
@@ -119,7 +119,7 @@ class NeuralMixtureNetwork(nn.Module):
         return self.to(dtype)
 
     def prepare(self, x):
-        """What does not change with training: (B, n_features) -> standardised rows or images."""
+        """Standardised rows, or images: (B, n_features) -> (B, ...). No trained weights enter."""
         x = self.scaler(x)
         return x if self.image_shape is None else x.view(-1, *self.image_shape)
 
@@ -191,7 +191,7 @@ class NeuralMixtureNetwork(nn.Module):
         return self
 
     def renumber(self, matrices):
-        """Map the clusters of each member to others: (n_members, n_clusters, n_clusters)."""
+        """Multiply the memberships by matrices (n_members, n_clusters, n_clusters)."""
         self.membership.copy_(self.membership @ torch.as_tensor(matrices).to(self.membership))
 
     def keep(self, member):

@@ -48,19 +48,22 @@ from deepmix.training import History
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-BATCH_SIZE = 128  # the paper's
-MIN_EPOCHS, MIN_STEPS = 10, 1000  # ten epochs of 150 rows are ten steps
+BATCH_SIZE = 128  # rows in a step by default, as in the paper
+# With max_iter='auto' training lasts at least so many epochs and at least so many steps.
+MIN_EPOCHS, MIN_STEPS = 10, 1000
+# Restarts with n_init='auto', of the perceptron and of other networks.
 DEFAULT_RESTARTS, DEFAULT_RACERS = 10, 4
-RACE = 0.3  # of the epochs, for which all restarts of a large network are trained
+RACE = 0.3  # share of the epochs for which all restarts of a large network are trained
+# Step sizes with learning_rate_init='auto', for vectors and for images.
 LEARNING_RATE, IMAGE_LEARNING_RATE = 1e-3, 2e-4
-CONSISTENCY_SHARE = 0.2  # of the learning rate
-LEAST_GAMMA = 1e-12  # scores divided by less overflow
-LOST_CONFIDENCE = 0.8  # of the largest, below which a fit is warned of
-# With weights='learned': how far above the least cut a restart may be, and how far below that of
-# equal clusters the cut of unequal ones must be.
+CONSISTENCY_SHARE = 0.2  # default of consistency_learning_rate, over learning_rate_init
+LEAST_GAMMA = 1e-12  # smallest gamma: scores divided by less would overflow
+LOST_CONFIDENCE = 0.8  # a fit warns if its confidence falls below this share of its maximum
+# With weights='learned', a restart may be kept if its cut is at most SIMILAR_CUT times the least,
+# and unequal clusters are kept if their cut is below CLEARER_CUT times that of equal ones.
 SIMILAR_CUT, CLEARER_CUT = 1.5, 0.5
 
-# Sec. 8.2: network of Table 2, shape of the images.
+# Network of Table 2 and shape of the images of each data set, Sec. 8.2.
 PAPER_IMAGES = {
     "mnist": ("mnist", (1, 28, 28)),
     "cifar10": ("cifar", (3, 32, 32)),
@@ -112,10 +115,10 @@ class NeuralMixtureEM(BaseDeepMixture):
         Whether each step of EM is followed by one for consistency between rows and views (Eq. 8,
         Algorithm 1).
     consistency_learning_rate : float or None, default=None
-        Of these steps. None takes a fifth of ``learning_rate_init``. A rate above that of EM
-        drives small nets to uniform posteriors, which are a trivial optimum of Eq. 8.
+        Step size for consistency. None takes a fifth of ``learning_rate_init``. A rate above that
+        of EM drives small nets to uniform posteriors, which are a trivial optimum of Eq. 8.
     consistency_warm_up : int, default=0
-        Epochs without them at the beginning.
+        Epochs at the beginning without steps for consistency.
     weights : {'uniform', 'learned'} or array-like of shape (n_clusters,), default='uniform'
         Prior p(z) of the clusters. 'uniform' is the paper's and pulls all clusters to equal size.
         'learned' trains five times as many outputs, joins those between which there is no gap in
@@ -124,7 +127,7 @@ class NeuralMixtureEM(BaseDeepMixture):
         weigh their posteriors. The gaps are looked for among at most 4000 rows, each counted once
         whatever its weight. With fewer than five restarts it is less sure.
     gamma : float, default=5.0
-        What divides the scores in the sigmoid; 2 to 10 make no difference, 1 fails.
+        Divisor of the scores in the sigmoid; 2 to 10 make no difference, 1 fails.
     n_init : int or 'auto', default='auto'
         Restarts. Those of the perceptron are trained side by side, 'auto' is 10, which costs two or
         three times as much as one. Other networks race: the first three tenths of the epochs
@@ -142,16 +145,16 @@ class NeuralMixtureEM(BaseDeepMixture):
         Rows in a step, made even over an epoch; 'auto' is 128, and all rows where there are fewer
         than 256. Statistics of small batches do harm.
     learning_rate_init : float or 'auto', default='auto'
-        Adam's step size; 'auto' is 1e-3 for vectors, as in the paper, and 2e-4 for images: larger
-        steps end in poorer optima.
+        Step size of Adam; 'auto' is 1e-3 for vectors, as in the paper, and 2e-4 for images, where
+        larger steps end in poorer optima.
     weight_decay : float, default=0.001
-        Of Adam: factor of the weights in the gradient of the mean loss.
+        Weight decay of Adam: factor of the weights in the gradient of the mean loss.
     scale : bool, default=True
         Whether features are standardised, and pixels mapped to 0 to 1 by the limits of the
         training data. Without it pixels must lie there already.
     precision : {'float32', 'bfloat16'}, default='float32'
-        Of the network's products in training; 'bfloat16' is faster where the hardware has it. The
-        loss stays float32.
+        Precision of the network's products in training; 'bfloat16' is faster where the hardware
+        has it. The loss stays float32.
     tol : float, default=0.0
         An epoch counts as improvement if it lowers the loss by this fraction. 0 trains for
         ``max_iter`` epochs.
@@ -162,7 +165,7 @@ class NeuralMixtureEM(BaseDeepMixture):
     device : str or torch.device, default='auto'
         Where to compute.
     dtype : {'float32', 'float64', 'auto'}, default='float32'
-        Of training; 'auto' is that of X. Predictions are made in the dtype of X.
+        Floating-point type of training; 'auto' is that of X. Predictions have the dtype of X.
     random_state : int, RandomState instance or None, default=None
         Determines initial weights, the order of rows, and views but for those of a callable.
     verbose : int, default=0
@@ -183,7 +186,7 @@ class NeuralMixtureEM(BaseDeepMixture):
     history_ : dict of str to ndarray of shape (`n_iter_`,)
         'loss' and its terms 'em' and 'em_view' (the two of Eq. 7), per row; 'confidence', the mean
         of the largest posteriors; and 'consistency' (Eq. 8), without the epochs of the warm-up.
-        Where outputs were joined, those of all outputs.
+        Where outputs were joined, the curves are those of all outputs.
     n_iter_ : int
         Epochs run.
     converged_ : bool
@@ -270,7 +273,7 @@ class NeuralMixtureEM(BaseDeepMixture):
         Parameters
         ----------
         dataset : {'mnist_2d', 'mnist', 'cifar10', 'cifar100', 'stl10'}
-            Whose network and shape of images to take.
+            Data set whose network and shape of images are taken.
         n_clusters : int or None, default=None
             None takes the paper's: 20 (super-classes) for 'cifar100', else 10.
         **parameters
@@ -354,7 +357,7 @@ class NeuralMixtureEM(BaseDeepMixture):
         return len(rows.batch_sizes(self._batch_size(rows), even=True))
 
     def _n_epochs(self, rows):
-        """As many as asked for, or enough for `MIN_STEPS`."""
+        """Epochs: ``max_iter``, or for 'auto' enough for `MIN_EPOCHS` and `MIN_STEPS`: int."""
         if self.max_iter != "auto":
             return self.max_iter
         return max(MIN_EPOCHS, math.ceil(MIN_STEPS / self._n_batches(rows)))
@@ -479,7 +482,7 @@ class NeuralMixtureEM(BaseDeepMixture):
         return unequal if cut < CLEARER_CUT * cut_of_equal else equal
 
     def _fit_outputs(self, fit):
-        """Each output is a cluster, or remains a piece of one in training that goes on."""
+        """Train with an output for each cluster or, if training goes on, those of the last fit."""
         trained = super()._fit_restarts(fit)
         fit = fit.through(trained.network)
         if self.ensemble:
@@ -491,7 +494,7 @@ class NeuralMixtureEM(BaseDeepMixture):
         return trained
 
     def _fit_pieces(self, fit):
-        """Train more outputs than clusters, and join them; of similar cuts the most stable."""
+        """Train more outputs than clusters, join them, and keep the most stable clear restart."""
         n_outputs = n_pieces(self.n_clusters, len(fit.rows.visited))
         fit, network = self._begin(fit, self._n_starts(), n_outputs=n_outputs)
         history = self._train_network(fit, network)
@@ -509,7 +512,7 @@ class NeuralMixtureEM(BaseDeepMixture):
         return Trained(network, history, restart=restart), gaps
 
     def _refuse_divergence(self, finite):
-        """One member that has diverged is one restart less; of an ensemble it is a part."""
+        """Raise FloatingPointError if all restarts have diverged, or any one of an ensemble."""
         if np.all(finite) or (np.any(finite) and not self.ensemble):
             return
         raise FloatingPointError(
@@ -532,7 +535,7 @@ class NeuralMixtureEM(BaseDeepMixture):
         return Trained(network, history, self._criterion(fit, network))
 
     def _train_network(self, fit, network):
-        """A race among large members, and the stage that follows: `History`."""
+        """Train the members; restarts of a large network race first: `History`."""
         n_epochs, before = self._n_epochs(fit.rows), History()
         if network.n_members > 1 and not self._is_perceptron() and not self.ensemble:
             before = self._race(fit, network, math.ceil(RACE * n_epochs))
@@ -555,7 +558,7 @@ class NeuralMixtureEM(BaseDeepMixture):
         return history
 
     def _stage(self, fit, network, n_epochs, n_done=0, **options):
-        """``n_epochs`` of training after ``n_done``."""
+        """Train for ``n_epochs`` after ``n_done`` epochs were done: `History`."""
         rows = fit.rows
         warm_up = max(0, self.consistency_warm_up - n_done)
         view = self._view(fit.rng.torch)
@@ -568,7 +571,7 @@ class NeuralMixtureEM(BaseDeepMixture):
             max_iter=n_epochs,
             learning_rate=self._learning_rate(),
             precision=self.precision,
-            # That of the mean loss; the engine has the sum.
+            # The parameter refers to the mean loss, `minimize` to the sum over a batch.
             weight_decay=self.weight_decay * rows.total_weight / self._n_batches(rows),
             **options,
         )
@@ -584,7 +587,7 @@ class NeuralMixtureEM(BaseDeepMixture):
         return self.consistency_learning_rate or CONSISTENCY_SHARE * self._learning_rate()
 
     def _augmentation(self):
-        """The parameter with names resolved."""
+        """The view that ``augmentation`` names, the callable itself, or None."""
         if not isinstance(self.augmentation, str):
             return self.augmentation
         if self.image_shape is None:
@@ -598,7 +601,7 @@ class NeuralMixtureEM(BaseDeepMixture):
         return partial(augmentation, generator=generator) if ours else augmentation
 
     def _attributes_midway(self, fit, network):
-        # The first restart by itself: members of an ensemble are matched at the end only.
+        # Only the first restart: clusters of an ensemble are matched at the end of training.
         return super()._attributes_midway(fit, network.select(0).eval().fit_statistics(fit.rows))
 
     def _step_work(self, rows):

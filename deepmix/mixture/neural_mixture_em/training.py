@@ -1,6 +1,6 @@
-"""Steps of EM by batches; agreement of restarts; clusters of unequal size out of more outputs.
+"""EM in mini-batches, the agreement of restarts, and clusters of unequal size.
 
-The steps are those of Tissera et al. (2022), Secs. 4 to 7. The other parts are ours.
+EM follows Tissera et al. (2022), Secs. 4 to 7; the other parts are not in the paper.
 """
 
 import numpy as np
@@ -16,8 +16,9 @@ from deepmix.networks import (
 from deepmix.partitions import merge, neighbour_graph, normalized_cut, pair_weights
 from deepmix.training import Objective, Phase
 
-# Of unequal clusters: rows that the graph joins; share of its due below which an output is left
-# out; and the cut below which all cuts are alike.
+# For unequal clusters: the graph joins a sample of GRAPH_ROWS rows, outputs with less than the
+# fraction SMALLEST_PIECE of an equal share of the rows are dropped, and NO_CUT is added to cuts so
+# that tiny ones tie.
 GRAPH_ROWS, SMALLEST_PIECE, NO_CUT = 4000, 0.2, 1e-3
 
 
@@ -35,13 +36,13 @@ class MixtureEM(Objective):
     view : callable or None
         A random view of a batch that `NeuralMixtureNetwork.prepare` has made. None trains by Eq. 6.
     consistency_learning_rate : float or None
-        Of the second phase of Algorithm 1; None has no such phase.
+        Step size of the second phase of Algorithm 1; None leaves that phase out.
     warm_up : int
-        Epochs before it begins.
+        Epochs before the second phase begins.
     """
 
     even_batches = True
-    normalize = staticmethod(losses.normalize)  # what Table 1 takes away
+    normalize = staticmethod(losses.normalize)  # replaced in an ablation of Table 1
 
     def __init__(self, network, view=None, consistency_learning_rate=None, warm_up=0):
         self.network, self.view, self.prepare = network, view, network.prepare
@@ -76,7 +77,7 @@ class MixtureEM(Objective):
             terms = {"em": em_loss(p, first, weight, self.network.gamma)}
             if views:
                 terms["em_view"] = em_loss(p, views[0], weight, self.network.gamma)
-            # No loss: a fall of it means that training runs to uniform posteriors.
+            # Not a part of the loss. Its fall means that training runs to uniform posteriors.
             terms["confidence"] = weight @ p.amax(dim=-1)
         return terms
 
@@ -100,7 +101,7 @@ def finite_members(network):
 
 
 def contingencies(network, rows):
-    """Weight of the rows that two members put into two clusters, for all of them at once.
+    """Contingency tables, in weights of rows, of the clusters of every pair of members.
 
     Parameters
     ----------
@@ -125,7 +126,7 @@ def contingencies(network, rows):
 
 
 def n_pieces(n_clusters, n_rows):
-    """Outputs to train where shares are to be learned, of at least five rows each."""
+    """Number of outputs to train for learned shares, with five rows or more for each: int."""
     return min(max(5 * n_clusters, 40), max(2 * n_clusters, n_rows // 5))
 
 
@@ -181,7 +182,7 @@ def impose_weights(network, rows, weights):
     .. math:: p(z = k \mid x) \propto \pi_k \, f(x \mid z = k), \qquad
         f(x \mid z = k) \propto \hat p(z = k \mid x) / \hat\pi_k
 
-    with the posteriors and their means that training has found under the hats.
+    where hats mark the posteriors that training has found, and their means.
 
     Parameters
     ----------
