@@ -30,9 +30,10 @@ from deepmix.gaussians import (
 )
 from deepmix.linalg import cholesky, inverse_triangle
 
-# Numbers in a piece of rows, times clusters, times features: 2 MiB in float64, so that what is
-# made of a piece stays in the cache; and in the differences of rows and means, feature by feature,
-# that are held at once: 512 KiB, since they take twenty times as long once they leave the cache.
+# PIECE is the number of rows x clusters x features in a piece of rows: 2 MiB in float64, so
+# that what is made of a piece stays in the cache. IN_CACHE is the number of differences of rows and
+# means, feature by feature, that are held at once: 512 KiB, since they take twenty times as long
+# once they leave the cache.
 PIECE, IN_CACHE = 2**18, 2**16
 
 # The statistics that each type of covariance needs, and whether the clusters share it.
@@ -58,7 +59,7 @@ class Mixture:
     weights : Tensor of shape (..., K)
     means : Tensor of shape (..., K, d)
     covariances : Tensor
-        Of shape (..., K, d, d) if 'full', (..., d, d) if 'tied', (..., K, d) if 'diag',
+        Covariances of shape (..., K, d, d) if 'full', (..., d, d) if 'tied', (..., K, d) if 'diag',
         (..., K) if 'spherical', (...) if 'tied_spherical': one variance for all.
     covariance_type : {'full', 'tied', 'diag', 'spherical', 'tied_spherical'}
     """
@@ -147,7 +148,7 @@ def precisions_cholesky(mixture):
     Returns
     -------
     factors : Tensor
-        Of the shape of the covariances: upper triangular, or inverse deviations.
+        Upper triangular matrices, or inverse standard deviations, in the shape of the covariances.
     log_constant : Tensor of shape (..., K)
         Log of the joint density of each cluster and its mean.
     """
@@ -202,7 +203,7 @@ def _log_joint(x, mixture, factors, log_constant):
     else:
         means = mixture.means.reshape(-1, n_features)
         factors = factors.reshape(len(means), *factors.shape[len(lead) + 1 :] or (1,))
-        # Unless the factors make a product, some clusters at a time.
+        # Full covariances take one product; the others make differences, some clusters at a time.
         size = IN_CACHE * (1 if x.device.type == "cpu" else 64) // max(1, x.numel())
         size = len(means) if kind == "full" else max(1, size)
         parts = zip(means.split(size), factors.split(size), strict=True)
@@ -355,7 +356,7 @@ def maximize(
     Parameters
     ----------
     statistics : GaussianStatistics
-        Of `mixture_statistics`.
+        Sums over rows, as `mixture_statistics` makes them.
     covariance_type : str
     reg_covar : float or Tensor
         :math:`\epsilon`.
@@ -379,7 +380,7 @@ def maximize(
     square, divisor = (square.sum(dim=nk.dim() - 1), total[..., 0]) if tied else (square, nk)
     divisor = pad_axes(divisor, square) * (means.shape[-1] if kind == "spherical" else 1)
     second = statistics.second / divisor
-    # Beside epsilon, what the difference may lose by rounding.
+    # Epsilon is raised by what the difference of moments may lose by rounding.
     if kind == "full":
         diagonal = second.diagonal(dim1=-2, dim2=-1)
         diagonal.add_(reg_covar + 100 * eps * diagonal.sum(dim=-1, keepdim=True))
@@ -509,7 +510,7 @@ def e_step(x, weight, mixture, hard=False):
     ----------
     x : Tensor of shape (n, d)
     weight : Tensor of shape (n,)
-        Of sum one.
+        Weights of the rows, which sum to one.
     mixture : Mixture
     hard : bool, default=False
 

@@ -247,7 +247,7 @@ def niw_posterior(prior, statistics):
     Parameters
     ----------
     prior : NormalInverseWishart
-        Of one cluster.
+        Prior of one cluster, the same for all K.
     statistics : GaussianStatistics
 
     Returns
@@ -279,7 +279,7 @@ def niw_mode(distribution):
     -------
     means : Tensor of shape (..., d)
     covariances : Tensor
-        Of the shape of ``scale``.
+        Covariances in the shape of ``scale``.
     """
     n_features = 1 if distribution.covariance_type == "diag" else distribution.mean.shape[-1]
     divisor = pad_axes(distribution.dof + n_features + 2, distribution.scale)
@@ -324,7 +324,8 @@ def niw_log_marginal(prior, statistics):
     Parameters
     ----------
     prior : NormalInverseWishart
-        Of one cluster, in float64: the terms are millions of nats, differences a few.
+        Prior of one cluster, the same for all K. It must be in float64: the terms are millions of
+        nats and differ by a few.
     statistics : GaussianStatistics
 
     Returns

@@ -18,10 +18,11 @@ from deepmix._torch import inference_batch_size
 from deepmix.gaussian_mixture import Mixture, fit_gaussian_mixture
 from deepmix.gaussians import squared_distances
 
-# Numbers in the distances of k-means++ that are held at once: 32 MiB in float64.
+# k-means++ holds the distances of as many restarts at once as have this many numbers: 32 MiB in
+# float64.
 CANDIDATES = 2**22
-# Numbers in the sample of rows from which centres are started: 16 MiB in float32, all the
-# rows of most tables, 5,000 rows of MNIST.
+# Centres are started from a sample of rows of this many numbers (16 MiB in float32), which are all
+# rows of most tables and 5,000 rows of MNIST; or from 100 rows for each cluster if that is more.
 SAMPLE_BUDGET = 2**22
 
 # --- k-means++ and k-means on tensors --------------------------------------------------
@@ -101,12 +102,13 @@ def k_means(x, centers, weight=None, max_iter=100, tol=1e-6):
     weight : Tensor of shape (n,) or None
     max_iter : int, default=100
     tol : float, default=1e-6
-        Stop when ``-(d / 2) * log(inertia)`` changes by less.
+        EM has converged when ``-(d / 2) * log(inertia)``, the mean log-likelihood up to a constant,
+        changes by less than this, in nats.
 
     Returns
     -------
     MixtureFit
-        Of type 'tied_spherical': the variance is the inertia for each row and feature.
+        Mixture of type 'tied_spherical', whose variance is the inertia for each row and feature.
     """
     unit = x.var(dim=0, correction=0).mean().clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
     weights = torch.full_like(centers[..., 0], 1 / centers.shape[-2])
@@ -154,7 +156,7 @@ def initial_centers(init, X, n_clusters, random_state, sample_weight=None, n_ini
     starts = starts.numpy().astype(X.dtype)
     if init == "k-means++":
         return starts[0]
-    # Of squares; what comes of it is looked at.
+    # Squared distances may overflow: the inertia of a run is then infinite.
     with np.errstate(over="ignore", invalid="ignore"), warnings.catch_warnings():
         # Fewer distinct rows than clusters: the estimator says so after its own fit.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -232,7 +234,7 @@ def first_best(values):
     Parameters
     ----------
     values : array-like of shape (n_restarts,)
-        Of which some may be infinite.
+        Criterion of each restart, the lower the better; it may be infinite.
 
     Returns
     -------

@@ -68,12 +68,13 @@ PAPER_SETTINGS = {
 
 # Squared distance of two orthonormal centres: the unit of concentration='auto'.
 CENTER_DISTANCE = 2.0
-# Logits of 'pretrain', with the mean squared norm of the centres brought to one, start at this
-# temperature times n_clusters: twice that below which uniform responsibilities are stable, soft
-# enough that rows can still change sides.
+# init='pretrain' starts from the logits -tau |x - mu_k|^2, after a map that brings the mean squared
+# norm of the centres mu_k to one. tau is this number times n_clusters: twice the value below which
+# uniform responsibilities are stable, and soft enough that rows can still change sides.
 START_TEMPERATURE = 0.5
 KMEANS_RESTARTS = 20  # as the authors'
-# To start centres from, at most: rows, and numbers in an E-step of the mixture (64 MiB).
+# Centres are started from at most CODES rows, and from fewer if an E-step of the mixture would take
+# more than MIXTURE_BUDGET numbers (64 MiB).
 CODES, MIXTURE_BUDGET = 20_000, 2**23
 
 

@@ -203,9 +203,9 @@ def orthonormality(centers):
     return (centers @ centers.T - identity).abs().sum()
 
 
-# Strength of concentration='auto' per row, in units of the data's variance: the optimum of the
-# clustering module on Pendigits lies between .03 and .1, and so do the values that its paper
-# tuned (Table 12).
+# Strength of the Dirichlet prior for concentration='auto', per row and in units of the data's
+# variance. On Pendigits the clustering module is best between .03 and .1, where the values that its
+# paper tuned lie too (Table 12).
 AUTO_STRENGTH = 0.05
 
 

@@ -33,25 +33,27 @@ from deepmix.training import History
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# clustering_weight='auto'. Measured with labels in sight on MNIST, digits and Pendigits: the game
-# wants between 1 and 5. The Kullback-Leibler divergence shrinks the codes, at 0.6 to one cluster on
-# 20 Newsgroups, at 0.1 nowhere.
+# clustering_weight='auto' for each divergence. On MNIST, digits and Pendigits, with labels in
+# sight, 'js' was best between 1 and 5. 'kl' shrinks the codes: at 0.6 to one cluster on
+# 20 Newsgroups, at 0.1 on no data.
 CLUSTERING_WEIGHTS = {"js": 3.0, "kl": 0.1, "euclidean": 1.0}
-# Of 'auto': steps of the game; steps of the autoencoder alone, and epochs that bound them.
+# max_iter='auto' makes STEPS steps of the game. pretrain_max_iter='auto' makes PRETRAIN_STEPS steps
+# of the autoencoder alone, in a number of epochs within the limits PRETRAIN_EPOCHS.
 STEPS, PRETRAIN_STEPS, PRETRAIN_EPOCHS = 1000, 2400, (15, 150)
 BATCH = 128
-# The error of the autoencoder counts as no less than this share of the data's variance: a table
-# that it copies would be all reconstruction.
+# Lower limit of the unit of reconstruction errors, as a share of the data's variance: for a table
+# that the autoencoder copies, reconstruction would otherwise outweigh all else.
 LEAST_ERROR = 0.01
-# Of a scaled row, on average. Adam moves a weight by its step whatever the input, codes therefore
-# by the step times the norm of the row: this one is about that of MNIST's pixels as they are.
+# Rows are scaled to this mean squared norm. One step of Adam moves a code in proportion to the norm
+# of its row: one learning rate then means the same for tables and for images.
 SQUARED_NORM = 10.0
-# Rows are not centred where this share of their values is zero, for a zero is nothing then, and
-# unless their mean is far longer than they are spread: a column that is never near zero.
+# Rows are not centred if this share of their values is zero, since zero then means absent, unless
+# their squared mean exceeds LONG_MEAN times the variance: then some columns lie far from zero.
 MANY_ZEROS, LONG_MEAN = 0.25, 10.0
 KMEANS_RESTARTS = 20
 REG_COVAR = 1e-3  # of the codes' variance
-# Rows at most, to start components from and to fit the mixture of the final codes to.
+# Components are started from CODES rows at most, the mixture of the final codes is fitted to
+# FINAL_CODES at most; or to 100 rows for each cluster if that is more.
 CODES, FINAL_CODES = 20_000, 200_000
 
 
@@ -92,10 +94,10 @@ class DCAN(AutoencoderMixture):
         them on MNIST; that of the final codes gains as much.
     covariance_type : {'auto', 'full', 'tied', 'diag', 'spherical', 'tied_spherical', \
             'tracked'}, default='auto'
-        Of the mixture that is fitted to the final codes and makes the predictions. 'tracked' takes
-        the one that training follows, with one variance for all, as it is. 'auto' is 'full' if
-        codes have 16 dimensions at most and there are 15 rows for each dimension of each cluster,
-        else 'tied'. It matters more than ``divergence``.
+        Covariances of the mixture that is fitted to the final codes and makes the predictions.
+        'tracked' takes the mixture that training follows, with one variance for all, as it is.
+        'auto' is 'full' if codes have 16 dimensions at most and there are 15 rows for each
+        dimension of each cluster, else 'tied'. It matters more than ``divergence``.
     hidden_layer_sizes : tuple of int, default=(384, 128)
         Layers of the encoder between data and codes; the decoder has them in reverse.
     latent_dim : int or None, default=None
@@ -122,10 +124,11 @@ class DCAN(AutoencoderMixture):
         How codes get their component. The paper's Eq. 22, 'literal', lacks the variance: all codes
         end in one component. Codes then keep the scale that the encoder gives them.
     critic_hidden_layer_sizes : tuple of int, default=(64,)
-        Of the critic; for 'kl' of the network that gives the deviations. The paper's 16 units of
-        tanh collapse.
+        Hidden layers of the critic, or for 'kl' of the network that gives the deviations. The
+        paper's 16 units of tanh collapse.
     activation : {'relu', 'tanh'}, default='relu'
-        Of all networks; the critic's ReLU is leaky. The paper's 'tanh' bounds the codes too.
+        Activation of all networks; the critic's ReLU is leaky. The paper's 'tanh' bounds the codes
+        too.
     spectral_norm : bool, default=False
         Whether the layers of the critic are divided by their spectral norms. No harm, no gain.
     label_smoothing : float, default=0.0
@@ -170,15 +173,15 @@ class DCAN(AutoencoderMixture):
     solver : {'adam', 'sgd'}, default='adam'
         Optimiser; pretraining always has Adam. The paper's 'sgd' loses accuracy.
     momentum : float, default=0.5
-        Adam's first decay rate, or the momentum of 'sgd', in the game.
+        Momentum of the optimiser in the game: Adam's first decay rate, or the momentum of 'sgd'.
     scale : bool, default=True
-        Whether the network sees rows divided by one number that makes their mean squared norm 10,
-        and centred before, unless a quarter of the values are zero: in images and counts a zero is
-        nothing, and stays so, but beside columns far from zero. Decoded centres and
-        reconstructions are in the units of X.
+        Whether rows are centred and divided by one number that makes their mean squared norm 10.
+        They are not centred if a quarter of the values are zero, as in images and counts, where
+        zero means absent, unless columns lie far from zero. Decoded centres and reconstructions are
+        in the units of X.
     precision : {'float32', 'bfloat16'}, default='float32'
-        Of the autoencoder's matrix products in training; 'bfloat16' is faster where the hardware
-        has it. The losses stay float32.
+        Number format of the autoencoder's matrix products in training; 'bfloat16' is faster where
+        the hardware has it. The losses stay float32.
     tol : float, default=0.0
         An epoch counts as improvement if it lowers the encoder's loss by this fraction. 0 trains
         for ``max_iter`` epochs: the losses of a game say little about its end.
@@ -189,7 +192,7 @@ class DCAN(AutoencoderMixture):
     device : str or torch.device, default='auto'
         Where to compute.
     dtype : {'float32', 'float64', 'auto'}, default='float32'
-        Of training; 'auto' is that of X. Predictions are made in the dtype of X.
+        Number format of training; 'auto' is that of X. Predictions are made in the dtype of X.
     random_state : int, RandomState instance or None, default=None
         Determines initial weights, draws and the order of rows.
     verbose : int, default=0
@@ -200,18 +203,19 @@ class DCAN(AutoencoderMixture):
     labels_ : ndarray of shape (n_samples,)
         Cluster of each training row.
     weights_ : ndarray of shape (n_clusters,)
-        Of the mixture of the codes.
+        Weights of the mixture of the codes.
     means_ : ndarray of shape (n_clusters, latent_dim)
-        Of the mixture, among the codes; also ``latent_centers_``.
+        Means of the mixture, among the codes; also ``latent_centers_``.
     covariances_ : ndarray
-        Of the mixture: of shape (n_clusters, latent_dim, latent_dim), (latent_dim, latent_dim),
-        (n_clusters, latent_dim), (n_clusters,) or (), as ``covariance_type_`` says.
+        Covariances of the mixture, of shape (n_clusters, latent_dim, latent_dim),
+        (latent_dim, latent_dim), (n_clusters, latent_dim), (n_clusters,) or (), as
+        ``covariance_type_`` says.
     covariance_type_ : str
         What 'auto' has chosen; 'tied_spherical' for 'tracked'.
     cluster_centers_ : ndarray of shape (n_clusters, n_features)
         Decoded means, in the units of X.
     tracked_weights_, tracked_means_, tracked_variance_ : ndarray
-        Of the mixture that training followed.
+        Weights, means and variance of the mixture that training followed.
     n_clusters_ : int
         Number of clusters.
     history_ : dict of str to ndarray of shape (`n_iter_`,)
@@ -578,7 +582,7 @@ class DCAN(AutoencoderMixture):
                 reg_covar=REG_COVAR,
                 n_init=self.readout_n_init,
             )
-            # Of two restarts that end in one mixture, rounding chooses: number both alike.
+            # Rounding chooses between two restarts that end in one mixture: sort its clusters.
             mixture = found.mixture.in_order()
         network.mixture.set(mixture)
         return {"_n_lost": int((counts == 0).sum()), **readout_attributes(mixture)}
@@ -614,7 +618,7 @@ class DCAN(AutoencoderMixture):
 
     def _concerns(self, fit, trained):
         yield from super()._concerns(fit, trained)
-        # Where clusters are lost to the predictions too, that has been said.
+        # If predictions have lost clusters too, the base class has warned of it.
         if self._n_lost and len(np.unique(self.labels_)) == self.n_clusters_:
             yield (
                 f"{self._n_lost} of {self.n_clusters} components of the mixture that training "

@@ -24,9 +24,9 @@ def critic_loss(positive, negative, weight, smoothing=0.0):
     negative : Tensor of shape (B,)
         Logits of D for codes (T = 0).
     weight : Tensor of shape (B,)
-        Of the codes; the draws weigh as much together.
+        Weights of the codes; all draws together weigh as much as all codes.
     smoothing : float, default=0
-        The target of the draws is one less this.
+        Amount that is subtracted from the target 1 of the draws.
 
     Returns
     -------
@@ -49,7 +49,7 @@ def encoder_loss(logits, weight, saturating=False):
     Parameters
     ----------
     logits : Tensor of shape (B,)
-        Of D, for codes.
+        Logits of D for codes.
     weight : Tensor of shape (B,)
     saturating : bool, default=False
 

@@ -31,17 +31,21 @@ from deepmix.gaussian_mixture import (
 from deepmix.kmeans import k_means, plus_plus
 from deepmix.linalg import eigh
 
-# Rows that the search sees, or so many for each cluster if that is more.
+# The search sees SEARCH_ROWS rows, or SEARCH_ROWS_PER_CLUSTER for each cluster if that is more.
 SEARCH_ROWS, SEARCH_ROWS_PER_CLUSTER = 10_000, 100
-# A covariance of its own takes so many rows for each feature, and features that are not many.
+# 'auto' gives each cluster its own covariance if there are this many rows for each feature of each
+# cluster, and no more than MAX_FULL_FEATURES features.
 ROWS_PER_FEATURE, MAX_FULL_FEATURES = 15, 16
-# Iterations of all starts; of these one in so many goes on, for so many iterations at most.
+# In a race every start has RACE_ITER iterations of EM; one in RACE_KEPT, the best, goes on for at
+# most RACE_MAX_ITER more.
 RACE_ITER, RACE_KEPT, RACE_MAX_ITER = 10, 4, 200
-# Cuts and merges that are combined at a time, directions of cuts, iterations that judge a cut,
-# numbers in the responsibilities of all cuts (64 MiB), nats for each row that a move must gain.
+# The N_MOVES best cuts are combined with the N_MOVES closest pairs. A cluster is cut across its
+# N_DIRECTIONS directions of largest variance, and CUT_ITER iterations of EM judge a cut. The
+# responsibilities of all cuts have at most CUT_NUMBERS numbers (64 MiB): rows are left out beyond
+# that. A move must gain MIN_GAIN nats for each row.
 N_MOVES, N_DIRECTIONS, CUT_ITER, CUT_NUMBERS, MIN_GAIN = 4, 2, 4, 2**23, 1e-2
-# Cuts that are tried: each is a mixture of all clusters, so that the cost of all cuts would grow
-# with the square of their number. So many are those of 16 clusters.
+# Number of cuts that are tried, as many as 16 clusters have: each is a mixture of all clusters, so
+# that the cost of all cuts would grow with the square of the number of clusters.
 MAX_CUTS = 32
 
 
@@ -101,9 +105,10 @@ def search_mixture(
         In units of the mean variance of the features: codes have no units.
     n_init : int, default=20
     n_moves : int, default=5
-        Merges with a cut at most.
+        Largest number of moves, each of which merges two clusters and cuts another.
     max_iter, tol
-        Of EM on all rows, which begins where the search ends.
+        Iteration limit and tolerance, in nats for each row, of the EM on all rows that follows the
+        search; by default 200 and 1e-4.
 
     Returns
     -------
@@ -192,12 +197,12 @@ def race(x, start, weight, *, tol=1e-4, **options):
     weight : Tensor of shape (n,)
     tol : float, default=1e-4
     **options
-        Of `deepmix.gaussian_mixture.fit_gaussian_mixture`.
+        Further parameters of `deepmix.gaussian_mixture.fit_gaussian_mixture`.
 
     Returns
     -------
     MixtureFit
-        Of one mixture.
+        Fit of the start that ended with the highest likelihood.
     """
     fit = fit_gaussian_mixture(x, start, weight, max_iter=RACE_ITER, tol=0.0, **options)
     kept = -(-len(fit.lower_bound) // RACE_KEPT)
@@ -222,10 +227,10 @@ def cut_and_merge(x, mixture, weight, **options):
     x : Tensor of shape (n, d)
         Centred.
     mixture : Mixture
-        Of one mixture of three clusters or more.
+        One mixture, of three clusters or more.
     weight : Tensor of shape (n,)
     **options
-        Of `deepmix.gaussian_mixture.fit_gaussian_mixture`.
+        Further parameters of `deepmix.gaussian_mixture.fit_gaussian_mixture`.
 
     Returns
     -------
@@ -282,9 +287,9 @@ def largest_cuts(score, resp, weight):
     Parameters
     ----------
     score : Tensor of shape (n, n_cuts)
-        Of each row along the direction of a cut, from the mean of the cluster.
+        Coordinate of each row along the direction of a cut, from the mean of the cluster.
     resp : Tensor of shape (n, n_cuts)
-        Of the cluster that is cut.
+        Responsibility for each row of the cluster that is cut.
     weight : Tensor of shape (n,)
 
     Returns

@@ -33,7 +33,7 @@ def component(z, mixture, literal=False):
     ----------
     z : Tensor of shape (B, d)
     mixture : Mixture
-        Of type 'tied_spherical'.
+        Mixture of type 'tied_spherical'.
     literal : bool, default=False
 
     Returns
@@ -63,13 +63,13 @@ def hard_mixture(z, labels, weight, before, equal_weights=False):
     labels : Tensor of shape (n,)
     weight : Tensor of float64 of shape (n,)
     before : Mixture
-        Until now, in float64.
+        Current mixture, in float64, from which components of hardly any row keep their means.
     equal_weights : bool, default=False
 
     Returns
     -------
     Mixture
-        Of type 'tied_spherical'.
+        Mixture of type 'tied_spherical'.
     """
     n_clusters = len(before.weights)
     sums = hard_statistics(z, labels, weight, n_clusters, "spherical")
@@ -94,7 +94,7 @@ def sweep(z, weight, mixture, memory, literal=False, equal_weights=False):
     z : Tensor of shape (n, d)
     weight : Tensor of shape (n,)
     mixture : Mixture
-        Of type 'tied_spherical'.
+        Current mixture, of type 'tied_spherical'.
     memory : float
         :math:`m`.
     literal, equal_weights : bool, default=False
@@ -168,16 +168,16 @@ class DCANNetwork(AutoencoderNetwork):
     Attributes
     ----------
     scaler : Standardizer
-        Of the data.
+        Scaling of the data.
     autoencoder : Autoencoder
     whitener : Whitener
-        Of the codes: makes their mean zero and their variance one on average.
+        Map of the codes that makes their mean zero and their variance one on average.
     tracked : Mixture
         The mixture that training follows: one spherical covariance. Kept in buffers.
     mixture : MixtureModule
         The mixture that predictions are made from, covariances in full whatever their type.
     critic : Critic or None
-        Of ``divergence='js'``.
+        The critic, for ``divergence='js'``.
     deviation : MLP or None
         Log-deviations of codes, for ``divergence='kl'``.
     error_unit, variance_unit : Tensor of shape ()
@@ -257,7 +257,7 @@ class DCANNetwork(AutoencoderNetwork):
         return self.mixture.log_joint(self.encode(x)).softmax(dim=1)
 
     def log_density(self, x):
-        """Of the codes of rows: (B, n_features) -> (B,)."""
+        """Log density of the codes of rows: (B, n_features) -> (B,)."""
         return torch.logsumexp(self.mixture.log_joint(self.encode(x)), dim=1)
 
     @torch.no_grad()

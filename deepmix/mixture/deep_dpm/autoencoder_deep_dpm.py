@@ -45,11 +45,12 @@ from deepmix.training import History, Objective, Phase
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# A smaller share of the data's variance than this is no error that reconstruction must go below.
+# Lower limit of the unit of reconstruction errors, as a share of the variance of the data.
 LEAST_ERROR = 0.02
-# Clusters thinner than this share of the variance of the codes count as points.
+# Lower limit of the clusters' share in the variance of the codes, and of the factor by which its
+# decrease scales the prior: thinner clusters count as points.
 LEAST_SHRINKAGE = 1e-3
-# Codes of more features than this have so many dimensions unless told otherwise.
+# Default dimension of the codes, if there are no fewer features.
 LATENT_DIM = 10
 
 

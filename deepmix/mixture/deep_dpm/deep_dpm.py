@@ -34,23 +34,25 @@ from deepmix.networks import check_layer_sizes, materialize
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# The prior scale 'auto', in units of the variance of a feature: a floor for each row, so that no
-# cluster of all rows is thinner than .3 % of the data's deviation and one of a tenth of them than
-# 1 %; and, for up to so many rows, covariances of that share of the variance at the prior's mode.
+# Prior scale 'auto' (see `auto_scale`), in units of the variance of a feature. FLOOR is the part
+# for each row: a cluster of all rows is at least .3 % of the data's standard deviation thick, one
+# of a tenth of them 1 %. SHARE is the variance at the prior's mode on up to FEW_ROWS rows; on more
+# rows this part fades.
 FLOOR, SHARE, FEW_ROWS = 1e-5, 0.05, 300
-# n_init='auto': restarts of nets on fewer rows. On the 178 wines about half of the starts end in
-# too few clusters, on 569 rows and more none did; of five, one is very likely good.
+# n_init='auto' makes RESTARTS restarts of amortized training on fewer than RESTARTED_ROWS rows,
+# else one. On the 178 wines about half of the starts end in too few clusters, so that one of five
+# is very likely good; on 569 rows and more none did.
 RESTARTS, RESTARTED_ROWS = 5, 500
-# Total sample weight below which a fit warns: so few observations never support two clusters.
+# A fit warns if the sample weights sum to less: so few observations do not support two clusters.
 LIGHT = 10.0
 
-# Codes of an autoencoder fill space more evenly than an embedding made for clusters does: this
-# prior scale for each row lets no cluster of a tenth of the rows be thinner than a fifth of the
-# deviation of the codes.
+# Prior scale for each row of an autoencoder's codes of variance one. Codes fill space more evenly
+# than an embedding made for clusters does: a cluster of a tenth of the rows is at least about a
+# fifth of the standard deviation of the codes thick.
 CODE_FLOOR = 3.5e-3
 
-# Matrices of full covariances that are held at once for each of the pieces into which a look ahead
-# cuts a cluster: statistics, posteriors, factors. Measured: ten to fifteen.
+# Number of d x d matrices (statistics, posteriors, factors) that are held at once for each piece
+# into which a look ahead cuts a cluster. Measured were ten to fifteen.
 MATRICES = 10
 
 # --- Prior -----------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from deepmix.autoencoder import AutoencoderNetwork
 from deepmix.gaussian_mixture import MixtureModule
 from deepmix.networks import MLP, FeatureScaler, build_on_meta
 
-# Numbers that rows make of all clusters at once, in float64: 4 MiB, which is faster than more, and
-# as much for 300 clusters as for three.
+# Chunk size: a piece of a batch has at most this many rows x clusters x features. In float64 these
+# are 4 MiB, which is faster than more, and the memory does not grow with the clusters.
 PRODUCTS = 2**19
 
 
@@ -34,7 +34,7 @@ class DPMNetwork(nn.Module):
     ----------
     scaler : FeatureScaler
     mixture : MixtureModule
-        Of scaled rows.
+        Mixture of the scaled rows.
     estimate : Mixture or None
         What ``mixture`` was made of, in float64; None in a network that was built of arrays.
     net : MLP or None
@@ -75,7 +75,7 @@ class DPMNetwork(nn.Module):
         return self.log_resp(self.scaler(x)).exp()
 
     def log_density(self, x):
-        """Of the mixture, in the units of the data."""
+        """Log density of rows by the mixture, in the units of the data: (B, d) -> (B,)."""
         log_joint = self.mixture.log_joint(self.scaler(x))
         return torch.logsumexp(log_joint, dim=1) - self.scaler.log_volume()
 
@@ -188,5 +188,5 @@ class AutoencoderDPMNetwork(AutoencoderNetwork):
         return self.clustering.resp(self.encode(x))
 
     def log_density(self, x):
-        """Of the codes."""
+        """Log density of the codes of rows: (B, n_features) -> (B,)."""
         return self.clustering.log_density(self.encode(x))

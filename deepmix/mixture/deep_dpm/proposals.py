@@ -13,20 +13,21 @@ from deepmix.gaussians import GaussianStatistics, log_evidence
 from deepmix.linalg import cholesky, eigh
 from deepmix.mixture.deep_dpm.projection_pursuit import least_kurtosis, whitening
 
-# Numbers in the statistics of pairs that are judged at once (8 MiB).
+# Pairs of clusters are judged together as long as their statistics have fewer numbers: 8 MiB.
 PAIRS = 2**20
 # A direction along which a cluster has a kurtosis above this shows outliers, not two groups: two
 # well separated groups have less if the smaller one holds more than a sixth of the rows.
 MAX_KURTOSIS = 4.0
-# Directions that are cut, and steps that move a cut to two means of one common covariance.
+# N_DIRECTIONS is the number of principal directions across which a cluster is cut, N_REFINEMENTS
+# the number of steps in which a cut is moved towards the discriminant of its halves.
 N_DIRECTIONS, N_REFINEMENTS = 4, 5
-# A half of no more rows is no cluster, as in the authors' program.
+# A cut is refused if one half has this many rows or fewer, as in the authors' program.
 MIN_HALF = 5.0
-# Cuts of cuts that a look ahead makes: up to eight pieces.
+# Levels of cuts in a look ahead: a cluster is cut into 2**3 pieces at most.
 LOOK_AHEAD = 3
-# Nats for each row by which the cut of a union must beat the two clusters to take their place, and
-# that a cut must win whose direction was searched for: through a uniform cloud the best of all cuts
-# wins nothing but chance.
+# Least gain, in nats for each row, of changes that are the best of many: of a look ahead, of a cut
+# along a direction that was searched for, and of an exchange of two clusters for a cut of their
+# union. Even in a uniform cloud the best of many cuts gains a little, by chance.
 MIN_GAIN = 5e-3
 
 # --- Hastings ratios -------------------------------------------------------------------
@@ -42,7 +43,7 @@ def log_split_ratio(prior, halves, log_concentration):
     ----------
     prior : NormalInverseWishart
     halves : GaussianStatistics
-        Of 2 K sets: 2k and 2k + 1 are the halves of cluster k.
+        Statistics of 2 K sets of rows: 2k and 2k + 1 are the halves of cluster k.
     log_concentration : float
         :math:`\log \alpha`.
 
@@ -64,7 +65,7 @@ def log_merge_ratio(prior, statistics, log_concentration):
     ----------
     prior : NormalInverseWishart
     statistics : GaussianStatistics
-        Of K clusters.
+        Statistics of the K clusters.
     log_concentration : float
 
     Returns
@@ -144,7 +145,7 @@ def principal_directions(statistics, n_directions):
     Parameters
     ----------
     statistics : GaussianStatistics
-        Of full covariances.
+        Statistics of the K clusters, with full second moments.
     n_directions : int
 
     Returns
@@ -168,11 +169,11 @@ class Cuts(NamedTuple):
     Attributes
     ----------
     log_ratio : Tensor of shape (K,)
-        Of Hastings.
+        Log of the Hastings ratio of the split; minus infinity for a cut that is refused.
     side : Tensor of shape (n,)
         Half of each row, 0 or 1.
     halves : GaussianStatistics
-        Of 2 K sets.
+        Statistics of 2 K sets of rows: 2k and 2k + 1 are the halves of cluster k.
     """
 
     log_ratio: torch.Tensor
@@ -255,7 +256,7 @@ class Splitter:
         ----------
         labels : Tensor of shape (n,)
         cuts : Cuts
-            Of the clusters.
+            First cut of each cluster.
 
         Returns
         -------
@@ -352,7 +353,7 @@ def discriminant(halves, prior):
     Parameters
     ----------
     halves : GaussianStatistics
-        Of 2 K sets.
+        Statistics of 2 K sets of rows: 2k and 2k + 1 are the halves of cluster k.
     prior : NormalInverseWishart
         Its scale is added to the scatter.
 

@@ -11,12 +11,14 @@ import torch
 
 from deepmix.gaussians import GaussianStatistics, hard_statistics, soft_statistics
 
-# Numbers in a chunk of rows, in float64: 32 MiB with the products of a few features.
+# Rows are taken in chunks of this many numbers: 32 MiB in float64 with the products of a few
+# features.
 CHUNK = 2**18
 # Standardised rows are kept in float64 up to this many numbers (256 MiB), else made in each pass.
 KEPT = 2**25
-# Scaled values that differ by less are one value, and by so much of a step values may miss a grid:
-# digits that float32 has not.
+# SAME is the difference up to which two scaled values count as equal. OFF_GRID is the distance of a
+# value from the nearest grid point, in steps of the grid, up to which it counts as on the grid.
+# Both allow for the rounding of float32.
 SAME, OFF_GRID = 1e-6, 1e-2
 
 # --- Rows ------------------------------------------------------------------------------
@@ -29,12 +31,12 @@ class ScaledRows:
     ----------
     rows : Rows
     function : callable
-        Of a batch (B, n_features) -> (B, d).
+        Map of a batch of rows, (B, n_features) -> (B, d).
 
     Attributes
     ----------
     rounding : Tensor of shape (d,)
-        Variance that `rounding_variance` of the rows says.
+        Variance that rounding took from each feature, as `rounding_variance` estimates it.
     """
 
     def __init__(self, rows, function):
@@ -135,7 +137,7 @@ def unrounded(statistics, variance):
     ----------
     statistics : GaussianStatistics
     variance : Tensor of shape (d,)
-        Of a value about its rounded one.
+        Variance of the original values about a rounded one.
 
     Returns
     -------

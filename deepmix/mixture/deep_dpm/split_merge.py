@@ -13,12 +13,13 @@ from deepmix.gaussian_mixture import Mixture
 from deepmix.gaussians import log_evidence, niw_mode, niw_posterior
 from deepmix.mixture.deep_dpm.proposals import LOOK_AHEAD, MIN_GAIN, disjoint_pairs, log_merge_ratio
 
-# A merge that would lower the posterior is tried with the likeliest partners only.
+# A merge that would lower the posterior is tried only if one cluster is among this many likeliest
+# partners of the other.
 N_NEIGHBOURS = 3
 
 # --- Partition -------------------------------------------------------------------------
 
-# What is recorded of a proposal.
+# Fields of the record of a proposal.
 PROPOSAL = np.dtype(
     [
         ("epoch", int),
@@ -98,9 +99,9 @@ class Partition:
         Parameters
         ----------
         epoch : int
-            Of the record.
+            Number of the epoch, under which the proposals are recorded.
         cuts : Cuts or None
-            Of the subclustering nets, which compete with those of the splitter.
+            Cuts by the subclustering nets, which compete with those of the splitter.
 
         Returns
         -------

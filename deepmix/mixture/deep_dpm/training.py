@@ -20,12 +20,12 @@ from deepmix.mixture.deep_dpm.proposals import Splitter
 from deepmix.mixture.deep_dpm.split_merge import PROPOSAL
 from deepmix.training import History, Objective, Phase, minimize, refuse_divergence
 
-# Proposals come after so many epochs of EM at the latest, and after so many times
-# ``split_merge_every`` steps of the nets.
+# Proposals wait until labels settle: at most MAX_EM_EPOCHS epochs of EM, and with nets at most
+# MAX_WAIT * split_merge_every steps.
 MAX_EM_EPOCHS, MAX_WAIT = 15, 3
-# Rounds with an accepted proposal, after which the best partition so far is taken.
+# Number of rounds with an accepted proposal after which the best partition so far is taken.
 MAX_ROUNDS = 60
-# Steps between two M-steps of the amortized training, at least: small data have short epochs.
+# Least number of steps between two M-steps of amortized training; an epoch of small data has fewer.
 STEPS_PER_ESTIMATE = 50
 
 
@@ -39,7 +39,7 @@ class Start(NamedTuple):
     ----------
     labels : Tensor of shape (n,) or None
     mixture : Mixture or None
-        Of the scaled rows, in float64.
+        Mixture of the scaled rows, in float64.
     subnets : dict of ndarray or None
         State of the subclustering nets.
     """
@@ -57,7 +57,7 @@ class DPMFit:
     ----------
     history : History
     mixture : Mixture
-        Of the scaled rows, in float64.
+        Mixture of the scaled rows, in float64.
     log_posterior : float
         Log posterior of the partition, up to a constant.
     n_clusters : ndarray of shape (n_iter,)
