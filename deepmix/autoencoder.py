@@ -12,9 +12,12 @@ from deepmix._torch import (
     Rows,
     full_precision,
     make_generator,
+    own_modes,
     refuse_bad_weights,
     resolve_device,
+    state_size,
     sum_batchwise,
+    threads_for,
     to_host,
 )
 from deepmix.base import BaseDeepMixture
@@ -215,6 +218,7 @@ def reconstruction_unit(network, rows, least):
     return max(mean, least * variance) or 1.0
 
 
+@own_modes()
 def pretrain_autoencoder(
     X,
     *,
@@ -286,15 +290,16 @@ def pretrain_autoencoder(
     sizes = X.shape[1], latent_dim
     autoencoder = build_autoencoder(*sizes, hidden_layer_sizes)
     draw_autoencoder(autoencoder, *sizes, generator)
-    minimize(
-        ReconstructionObjective(autoencoder.to(device), torch.nn.Identity()),
-        rows,
-        learning_rate=learning_rate_init,
-        batch_size=batch_size,
-        max_iter=max_iter,
-        generator=generator,
-        task="pretrain",
-    )
+    with threads_for(min(batch_size, len(rows.visited)) * state_size(autoencoder)):
+        minimize(
+            ReconstructionObjective(autoencoder.to(device), torch.nn.Identity()),
+            rows,
+            learning_rate=learning_rate_init,
+            batch_size=batch_size,
+            max_iter=max_iter,
+            generator=generator,
+            task="pretrain",
+        )
     return autoencoder.cpu().eval()
 
 

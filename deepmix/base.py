@@ -1,9 +1,9 @@
 """Base class of the estimators: parameters, the template of ``fit``, predictions.
 
-A method supplies its network (`_init_network`), its stages (`_train`) and a label-free criterion
-(`_criterion`); the rest is here. This file and parameters.py are the only ones that use private
-names of scikit-learn, but for the entry to `sklearn.callback` that scikit-learn documents for
-others (callbacks.py).
+A method supplies its network (`_init_network`) and its stages (`_train`), which return a network, a
+history and a label-free criterion (`Trained`); the rest is here. This file and parameters.py are the
+only ones that use private names of scikit-learn, but for the entry to `sklearn.callback` that
+scikit-learn documents for others (callbacks.py).
 """
 
 import math
@@ -181,7 +181,9 @@ class BaseDeepMixture(
                 streams = RandomStreams(self.random_state)
                 fit = Fit(rows, X, streams, reports, continues=self._continues())
                 trained = self._fit_restarts(fit)
-                fitted = self._attributes(fit.through(trained.network), trained)
+                fit = fit.through(trained.network)
+                self._finish(fit, trained)
+                fitted = self._attributes(fit, trained)
             self._set_fitted(fitted)
         self._warn_of_interruption(reports.interruption)
         for message in self._concerns(fit, trained):
@@ -221,6 +223,9 @@ class BaseDeepMixture(
                 "learning_rate_init, set max_grad_norm, or standardise the data."
             )
         return best
+
+    def _finish(self, fit, trained):
+        """A last stage, of the restart that is kept only; it may add to ``trained.attributes``."""
 
     def _n_restarts(self, fit):
         return 1 if fit.continues else self.n_init

@@ -1,4 +1,4 @@
-"""One paper, one file."""
+"""The methods: a folder for each paper."""
 
 from deepmix.mixture.clustering_module.aecm import AECM
 from deepmix.mixture.clustering_module.clustering_module import ClusteringModule

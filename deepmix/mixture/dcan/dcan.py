@@ -550,14 +550,13 @@ class DCAN(AutoencoderMixture):
 
     # --- The mixture of the final codes ----------------------------------------------
 
-    def _attributes(self, fit, trained):
+    def _finish(self, fit, trained):
         network = trained.network
         if trained.history.n_iter or not fit.continues:
             self._normalize(network, fit.rows)
             trained.attributes |= self._read_out(fit, network)
         else:  # nothing has changed
             trained.attributes |= readout_attributes(self._mixture())
-        return super()._attributes(fit, trained)
 
     def _read_out(self, fit, network):
         """Fit the mixture that predictions are made from: dict of fitted attributes."""

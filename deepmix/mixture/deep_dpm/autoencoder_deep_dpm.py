@@ -481,7 +481,7 @@ class AutoencoderDeepDPM(AutoencoderMixture):
             network.clustering = draw_mixture(arguments, fit.rng.torch).to(fit.device, fit.dtype)
         clustering = network.clustering
         if found or not fit.continues:
-            clusterer._fit_scaler(clustering, codes)
+            clusterer._fit_feature_scaler(clustering.scaler, codes)
         data = ScaledRows(codes, clustering.scaler)
         if found and self.relative_loss:
             left = share_of(data, start.labels) / found[-1].within

@@ -178,7 +178,8 @@ class DeepDPM(BaseDeepMixture):
     split_merge_every : int, default=300
         Gradient steps between two rounds of proposals, at least.
     freeze : int, default=100
-        Gradient steps after an accepted proposal before the mixture is estimated again.
+        Gradient steps at the start and after each round of proposals before the mixture is
+        estimated again.
     n_init : 'auto' or int, default='auto'
         Restarts, one after another: the partition of highest posterior is kept. 'auto' is 5 for
         nets on fewer than 500 rows, by their weight, which end in several partitions, and
@@ -419,12 +420,12 @@ class DeepDPM(BaseDeepMixture):
         arguments = self._network_arguments(fit.rows.n_features)
         refuse_large_matrices(arguments, fit.device)
         network = draw_mixture(arguments, fit.rng.torch).to(fit.dtype)
-        return self._fit_scaler(network, fit.rows)
-
-    def _fit_scaler(self, network, rows):
-        if self.scaling == "standard":
-            network.scaler.fit(*rows.moments())
+        self._fit_feature_scaler(network.scaler, fit.rows)
         return network
+
+    def _fit_feature_scaler(self, scaler, rows):
+        if self.scaling == "standard":
+            scaler.fit(*rows.moments())
 
     def _step_work(self, rows):
         return max(super()._step_work(rows), self._mixture_work(rows, rows.n_features))

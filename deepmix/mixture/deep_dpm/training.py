@@ -155,7 +155,8 @@ class Search:
         """Go back to the partition of highest posterior."""
         part = self.partition
         _, part.labels, part.n_clusters, part.mixture, net = self.best
-        # Outputs in the right number, whose weights are then the kept ones; new subnets.
+        # The nets get as many outputs as the kept partition has clusters; the clustering net then
+        # takes its kept weights, while the subclustering nets begin anew.
         self.inherit(torch.zeros(part.n_clusters, dtype=torch.long))
         if net is not None:
             self.network.net.load_state_dict(net)
@@ -300,7 +301,7 @@ class AmortizedObjective(Objective):
     split_merge_every : int
         Steps between two rounds of proposals.
     freeze : int
-        Steps after a round in which the mixture stays as the proposal made it.
+        Steps at the start and after each round in which the mixture is not estimated.
     rate : float
         Learning rate of the subclustering nets.
     """

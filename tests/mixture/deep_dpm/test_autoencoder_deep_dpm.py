@@ -262,7 +262,7 @@ def test_the_gain_does_not_depend_on_the_units_of_the_codes(curved):
     found = []
     for matrix in (np.eye(2), np.diag([1e3, 1e-2])):
         codes = rows_of(model.transform(X) @ matrix)
-        model.clusterer._fit_scaler(clustering, codes)
+        model.clusterer._fit_feature_scaler(clustering.scaler, codes)
         data = ScaledRows(codes, clustering.scaler)
         assert len(data) == len(X)
         prior = model.clusterer._prior(data)
