@@ -1,8 +1,8 @@
 """Base class of the estimators: parameters, the template of ``fit``, predictions.
 
 A method supplies its network (`_init_network`) and its stages (`_train`), which return a network, a
-history and a label-free criterion (`Trained`); the rest is here. This file and parameters.py are the
-only ones that use private names of scikit-learn, but for the entry to `sklearn.callback` that
+history and a label-free criterion (`Trained`); the rest is here. This file and parameters.py are
+the only ones that use private names of scikit-learn, but for the entry to `sklearn.callback` that
 scikit-learn documents for others (callbacks.py).
 """
 
