@@ -194,7 +194,8 @@ def impose_weights(network, rows, weights):
     def sums(batch, weight):
         return torch.tensordot(weight, network.member_resp(batch), dims=1).double().cpu()
 
-    means = sum_batchwise(sums, rows).numpy() / rows.total_weight
+    # A cluster that no row belongs to has a mean of zero, and no use for a factor.
+    means = np.maximum(sum_batchwise(sums, rows).numpy() / rows.total_weight, 1e-12)
     order, identity = np.argsort(weights, kind="stable"), np.eye(len(weights))
     ranks = np.argsort(np.argsort(means.mean(axis=0), kind="stable"))
     network.renumber(identity[order[ranks]] * weights / means[:, :, None])

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from common import rows_of
 from scipy.special import expit, softmax
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits, make_blobs, make_moons
@@ -550,6 +551,20 @@ def test_learned_weights_of_equal_clumps_are_equal(blobs):
     assert adjusted_rand_score(y, model.labels_) == 1.0
     np.testing.assert_array_equal(model.weights_, np.full(4, 0.25))
     assert model.module_.n_outputs == 4
+
+
+def test_given_weights_of_a_cluster_without_rows_are_finite():
+    class OneCluster:
+        def member_resp(self, batch):
+            return torch.tensor([[[1.0, 0.0]]]).expand(len(batch), 1, 2)
+
+        def renumber(self, membership):
+            self.membership = membership
+
+    network = OneCluster()
+    impose_weights(network, rows_of(np.zeros((4, 2)), torch.float32), np.array([0.3, 0.7]))
+    np.testing.assert_allclose(network.membership[0, 0], [0.0, 0.7])  # the larger, the larger
+    assert np.all(np.isfinite(network.membership))
 
 
 def test_given_weights_name_clusters_by_size_and_weigh_posteriors():
