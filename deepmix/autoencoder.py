@@ -419,8 +419,7 @@ class AutoencoderMixture(BaseDeepMixture, abstract=True):
         return self._minimize(fit, network, objective, **options)
 
 
-def latent_centers(network, centers):
-    """Fitted attributes of centres among the codes, and of what they decode to."""
-    with torch.no_grad():
-        arrays = {"latent_centers_": centers, "cluster_centers_": network.decode(centers)}
-    return {name: value.detach().double().cpu().numpy() for name, value in arrays.items()}
+def decoded(network, centers):
+    """What centres among the codes decode to: ndarray of shape (n_clusters, n_features)."""
+    with torch.inference_mode():
+        return network.decode(centers).double().cpu().numpy().copy()

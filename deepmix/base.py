@@ -43,7 +43,7 @@ from deepmix._torch import (
     to_host,
 )
 from deepmix.callbacks import CallbackSupportMixin, EarlyStopping, Progress, Reports
-from deepmix.fitting import Fit, RandomStreams, Trained
+from deepmix.fitting import Fit, RandomStreams
 from deepmix.kmeans import first_best
 from deepmix.networks import build_on_meta, needs_several_rows, seed_dropout
 from deepmix.parameters import (
@@ -59,7 +59,7 @@ from deepmix.parameters import (
     Verbosity,
     validated,
 )
-from deepmix.training import minimize, optimizer_to_numpy
+from deepmix.training import minimize
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -176,7 +176,7 @@ class BaseDeepMixture(
         with self._whole_or_not_at_all():
             X, weight = self._check_training_data(X, sample_weight)
             rows = self._training_rows(X, weight)
-            reports = Reports(self, given, _some_y(y, X))
+            reports = self._reports(given, X, y)
             with threads_for(self._step_work(rows)), reports:
                 streams = RandomStreams(self.random_state)
                 fit = Fit(rows, X, streams, reports, continues=self._continues())
@@ -189,6 +189,10 @@ class BaseDeepMixture(
         for message in self._concerns(fit, trained):
             warnings.warn(message, ConvergenceWarning, stacklevel=4)  # fit's caller
         return self
+
+    def _reports(self, given, X, y):
+        """Reports to callbacks, on the data as given; scoring ones do not score without y."""
+        return Reports(self, given, np.zeros(X.shape[0]) if y is None else y)
 
     @contextmanager
     def _whole_or_not_at_all(self):
@@ -481,11 +485,9 @@ class BaseDeepMixture(
     @own_modes()
     def _apply(self, method, X, state=None, arguments=None, then=lambda result: result):
         """Apply a method of the network, and ``then`` a function, to validated data by batches."""
-        device = self._prediction_device()
-        # Compute in the dtype of X: in float32 a row's result would depend on its batch.
-        dtype = torch.float64 if X.dtype == np.float64 else torch.float32
-        network = self._rebuild(dtype, device, state, arguments)
-        rows = Rows(X, device, dtype).through(network)
+        rows = self._prediction_rows(X)
+        network = self._rebuild(rows.dtype, rows.device, state, arguments)
+        rows = rows.through(network)
         function = getattr(network, method)
         work = min(rows.inference_batch_size, len(rows)) * state_size(network)
         with threads_for(work):
@@ -498,6 +500,12 @@ class BaseDeepMixture(
         random_state = check_random_state(self.random_state)
         labels = random_state.choice(self.n_clusters_, size=n_samples, p=self.weights_)
         return labels, random_state.standard_normal((n_samples, n_dimensions))
+
+    def _prediction_rows(self, X):
+        """Validated data on the device to predict on, in the dtype of X: Rows."""
+        # In float32 the result of a row of float64 would depend on its batch.
+        dtype = torch.float64 if X.dtype == np.float64 else torch.float32
+        return Rows(X, self._prediction_device(), dtype)
 
     def _prediction_device(self):
         try:
@@ -655,11 +663,6 @@ def _is_finite(value):
     return not is_number or np.result_type(value).kind != "f" or bool(np.all(np.isfinite(value)))
 
 
-def _some_y(y, X):
-    """Zeros if y is None: scoring callbacks of scikit-learn do not score without y."""
-    return np.zeros(X.shape[0]) if y is None else y
-
-
 def _refuse_what_is_no_table(X):
     """Raise clear errors for inputs that scikit-learn would turn into numbers or objects."""
     if hasattr(X, "obsm") and hasattr(X, "X"):
@@ -680,89 +683,3 @@ def _refuse_what_is_no_table(X):
             f"X must hold numbers; got strings (dtype {dtype}). Encode them first, for "
             "example with sklearn.preprocessing.OneHotEncoder."
         )
-
-
-# --- Online training -------------------------------------------------------------------
-
-# Limits of `partial_fit` in units of the first batch's deviation: a batch farther than WIDE from
-# its mean, or a second batch of less spread than NARROW, does not fit the scaling.
-WIDE, NARROW = 10.0, 0.01
-
-
-class OnlineMixin(BaseDeepMixture, abstract=True):
-    """Add ``partial_fit`` to estimators that train one stage, ``_objective(fit, network)``."""
-
-    @trains
-    def partial_fit(
-        self, X: Matrix, y: object = None, sample_weight: ArrayLike | None = None
-    ) -> "Self":
-        """Go on training with one pass over a batch of data.
-
-        The first call starts the model, one restart of it, from its batch, and fixes the
-        scaling; that batch needs at least ``n_clusters`` rows. A batch that lies ten times farther
-        out, or a second one a hundred times closer together, cannot be clustered in that scaling:
-        the model begins anew from it, with a warning. ``labels_``, ``weights_`` and ``variance_``
-        describe the last batch.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix, torch.Tensor} of shape (n_samples, n_features)
-        y : Ignored
-        sample_weight : array-like of shape (n_samples,), default=None
-
-        Returns
-        -------
-        self : object
-        """
-        given, first = X, not hasattr(self, "_state")
-        with self._whole_or_not_at_all():
-            X, weight = self._check_training_data(X, sample_weight, reset=first)
-            rows = self._training_rows(X, weight)
-            first = first or self._begins_anew(rows)
-            # The moments of Adam are part of the state: without them each call would begin with
-            # steps of full length.
-            resumed, n_seen = (None, 0) if first else (self._optimizer_state, self._batches_seen)
-            reports = Reports(self, given, _some_y(y, X))
-            with threads_for(self._step_work(rows)), reports:
-                streams = RandomStreams(self.random_state)
-                fit = Fit(rows, X, streams, reports, continues=not first)
-                fit, network = self._begin(fit, 1)
-                stage = {"max_iter": 1, "task": "partial_fit", "may_stop": False}
-                objective = self._objective(fit, network)
-                history = self._minimize(fit, network, objective, optimizers=resumed, **stage)
-                seen = {"_optimizer_state": resumed, "_batches_seen": max(n_seen, 1)}
-                if not history.interrupted:  # else the pass was undone
-                    seen["_optimizer_state"] = [optimizer_to_numpy(o) for o in history.optimizers]
-                    seen["_batches_seen"] = n_seen + 1
-                fitted = self._attributes(fit, Trained(network.eval(), history, attributes=seen))
-            self._set_fitted(fitted)
-        self._warn_of_interruption(reports.interruption)
-        return self
-
-    def _begins_anew(self, rows):
-        """Whether the model should start again from a batch that its scaling does not fit."""
-        if not self.scale:
-            return False
-        scaler = self._rebuild(torch.float64, torch.device("cpu")).scaler
-        mean, variance = rows.moments()
-        unit = scaler.scale.square() * rows.n_features
-        spread = math.sqrt(variance.sum() / unit)
-        distance = math.sqrt((mean - scaler.mean).square().sum() / unit + spread**2)
-        anew = len(rows.visited) >= self.n_clusters
-        several = anew and len(rows.visited) > 1  # one row says nothing about spread
-        closer = several and spread < NARROW and self._batches_seen == 1
-        if distance <= WIDE and not closer:
-            return False
-        warnings.warn(
-            f"This batch has {spread:.2g} times the spread of the first one, and lies "
-            f"{distance:.2g} of its deviations from its mean. "
-            + (
-                "The model begins anew from it. "
-                if anew
-                else "Its rows are too few to begin anew. "
-            )
-            + "Scale all batches alike, and begin with one that is like the others.",
-            UserWarning,
-            stacklevel=5,  # partial_fit's caller
-        )
-        return anew

@@ -217,19 +217,19 @@ class Reports:
     def __init__(self, estimator, X, y):
         self.estimator, self.root = estimator, None
         self.interruption = Interruption()
-        self.told = {"estimator": estimator, "X": X, "y": y}
+        self.common = {"estimator": estimator, "X": X, "y": y}
 
     def __enter__(self):
         if hasattr(self.estimator, "_init_callback_context"):
             self.root = self.estimator._init_callback_context(max_subtasks=None)
-            self.root.call_on_fit_task_begin(**self.told)
+            self.root.call_on_fit_task_begin(**self.common)
         self.interruption.__enter__()
         return self
 
     def __exit__(self, kind, *_):
         self.interruption.__exit__()
         if self.root is not None and kind is None:
-            self.root.call_on_fit_task_end(**self.told)
+            self.root.call_on_fit_task_end(**self.common)
 
     @contextmanager
     def task(self, name, max_iter, reconstruct):
@@ -246,13 +246,13 @@ class Reports:
             yield []
             return
         context = self.root.subcontext(task_name=name, max_subtasks=max_iter)
-        context.call_on_fit_task_begin(**self.told)
+        context.call_on_fit_task_begin(**self.common)
 
         def report(state):
             epoch = context.subcontext(task_name="epoch")
-            epoch.call_on_fit_task_begin(**self.told)
+            epoch.call_on_fit_task_begin(**self.common)
             end = epoch.call_on_fit_task_end
-            return bool(end(**self.told, reconstruction_attributes=reconstruct))
+            return bool(end(**self.common, reconstruction_attributes=reconstruct))
 
         yield [report]
-        context.call_on_fit_task_end(**self.told)
+        context.call_on_fit_task_end(**self.common)

@@ -121,6 +121,30 @@ def full_covariances(mixture):
     return _full(mixture.covariances, mixture)
 
 
+def draw_rows(mixture, labels, noise):
+    """Rows of given clusters of one mixture, made of standard normal noise.
+
+    Parameters
+    ----------
+    mixture : Mixture
+        On the CPU, in float64.
+    labels : ndarray of shape (n,)
+        Cluster of each row.
+    noise : ndarray of shape (n, d)
+
+    Returns
+    -------
+    rows : ndarray of shape (n, d)
+    """
+    kind, tied = COVARIANCE_TYPES[mixture.covariance_type]
+    factors = cholesky(mixture.covariances) if kind == "full" else mixture.covariances.sqrt()
+    noise, rows = torch.from_numpy(noise), mixture.means[torch.from_numpy(labels)]
+    for k in range(len(mixture.means)):
+        own, factor = torch.from_numpy(labels == k), factors if tied else factors[k]
+        rows[own] += noise[own] @ factor.mT if kind == "full" else noise[own] * factor
+    return rows.numpy()
+
+
 def _full(values, mixture):
     """Covariances, or factors of the same shape, as matrices of each cluster."""
     *lead, n_clusters, n_features = mixture.means.shape

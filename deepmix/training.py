@@ -116,7 +116,7 @@ class Averaged(Objective):
 
 @dataclass
 class History:
-    """What `minimize` returns: the curves of the loss, and how training ended.
+    """What a stage of training returns: the curves of the loss, and how training ended.
 
     Attributes
     ----------
@@ -151,9 +151,15 @@ class History:
     def n_iter(self):
         return max((len(values) for values in self.terms.values()), default=0)
 
-    def append(self, terms):
-        for name, value in terms.items():
+    def record(self, state, callbacks):
+        """Append the terms of an epoch and call every callback: whether one of them stops."""
+        for name, value in state.terms.items():
             self.terms.setdefault(name, []).append(value)
+        # Every callback is called, even if an earlier one stops.
+        ends = [(callback(state), callback) for callback in callbacks]
+        self.converged = any(getattr(callback, "converged", False) for callback in callbacks)
+        self.stopped = any(end for end, callback in ends if not hasattr(callback, "converged"))
+        return any(end for end, _ in ends)
 
     def prepend(self, earlier):
         """Take the terms of an earlier stage that trained the same parameters before this one."""
@@ -261,7 +267,6 @@ def minimize(
     )
     interruption = interruption or Interruption()
     guard = _guard(phases, buffers)
-    stops = []
     autocast = _autocast(rows.device, precision)
     for epoch in range(max_iter):
         objective.on_epoch_start(epoch)
@@ -278,15 +283,10 @@ def minimize(
             phases = objective.phases()
             history.optimizers = [build(phase) for phase in phases]
             guard = _guard(phases, buffers)
-        state = EpochState(task, epoch, max_iter, terms, objective.watch)
-        history.append(terms)
         guard.save()
-        # Every callback is called, even if an earlier one stops.
-        stops = [callback(state) for callback in callbacks]
-        if any(stops):
+        state = EpochState(task, epoch, max_iter, terms, objective.watch)
+        if history.record(state, callbacks):
             break
-    history.converged = any(getattr(c, "converged", False) for c in callbacks)
-    history.stopped = any(s for c, s in zip(callbacks, stops) if not hasattr(c, "converged"))
     return history
 
 

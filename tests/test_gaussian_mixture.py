@@ -14,6 +14,7 @@ from deepmix.gaussian_mixture import (
     COVARIANCE_TYPES,
     Mixture,
     MixtureModule,
+    draw_rows,
     fit_gaussian_mixture,
     full_covariances,
     log_density,
@@ -68,6 +69,19 @@ def test_the_joint_density_is_that_of_scipy(covariance_type, X):
     np.testing.assert_allclose(log_density(torch.tensor(X), mixture), total, rtol=1e-9)
     resp = log_resp(torch.tensor(X), mixture).exp()
     np.testing.assert_allclose(resp, np.exp(got.numpy() - total[:, None]), rtol=1e-9, atol=1e-300)
+
+
+@pytest.mark.parametrize("covariance_type", ALL)
+def test_rows_are_drawn_by_the_factor_of_their_cluster(covariance_type, X):
+    mixture = m_step(torch.tensor(X), torch.tensor(start_of(X)), 0.01, covariance_type)
+    rng = np.random.default_rng(0)
+    labels, noise = rng.integers(4, size=50), rng.standard_normal((50, X.shape[1]))
+    means, covariances = mixture.means.clone().numpy(), full_covariances(mixture).numpy()
+    rows = draw_rows(mixture, labels, noise)
+    for row, k, z in zip(rows, labels, noise, strict=True):
+        wanted = means[k] + np.linalg.cholesky(covariances[k]) @ z
+        np.testing.assert_allclose(row, wanted, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(mixture.means, means)  # the mixture is only read
 
 
 def test_rows_in_pieces_have_the_densities_of_all_at_once(X, monkeypatch):

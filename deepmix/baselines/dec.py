@@ -11,7 +11,7 @@ from torch import nn
 
 from deepmix import parameters as p
 from deepmix._torch import gather_batchwise
-from deepmix.autoencoder import AutoencoderMixture, AutoencoderNetwork, latent_centers
+from deepmix.autoencoder import AutoencoderMixture, AutoencoderNetwork, decoded
 from deepmix.callbacks import StopWhen
 from deepmix.fitting import Trained
 from deepmix.kmeans import initial_centers, sample_rows
@@ -187,4 +187,7 @@ class DEC(AutoencoderMixture):
 
     def _fitted_attributes(self, fit, network, restart=0):
         attributes = super()._fitted_attributes(fit, network, restart)
-        return {**attributes, **latent_centers(network, network.centers)}
+        centers = network.centers.detach()
+        latent = centers.double().cpu().numpy().copy()
+        decoded_centers = decoded(network, centers)
+        return {**attributes, "latent_centers_": latent, "cluster_centers_": decoded_centers}

@@ -6,7 +6,7 @@ from numbers import Real
 import numpy as np
 import torch
 
-from deepmix._torch import Rows, apply_batchwise, own_modes, sum_batchwise
+from deepmix._torch import apply_batchwise, own_modes, sum_batchwise
 from deepmix.base import BaseDeepMixture
 from deepmix.gaussian_mixture import Mixture, log_density
 from deepmix.gaussians import squared_distances
@@ -47,11 +47,9 @@ class CenterMixture(BaseDeepMixture, abstract=True):
         log_density : ndarray of shape (n_samples,)
             In nats, for data in the units of X.
         """
-        X = self._check_data(X)
-        dtype = torch.float64 if X.dtype == np.float64 else torch.float32
-        rows = Rows(X, self._prediction_device(), dtype)
+        rows = self._prediction_rows(self._check_data(X))
         weights, means = (
-            torch.tensor(v, dtype=dtype, device=rows.device)
+            torch.tensor(v, dtype=rows.dtype, device=rows.device)
             for v in (self.weights_, self.cluster_centers_)
         )
         # In float64: the square of what float32 can hold may be more than it can hold.

@@ -17,7 +17,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from deepmix import parameters as p
 from deepmix._torch import sum_batchwise
-from deepmix.base import OnlineMixin
 from deepmix.fitting import Trained
 from deepmix.kmeans import check_centers, initial_centers, sample_rows
 from deepmix.mixture.clustering_module.center_mixture import CenterMixture
@@ -31,6 +30,7 @@ from deepmix.mixture.clustering_module.network import (
     StandardizedClusteringNetwork,
     standardized_variance,
 )
+from deepmix.mixture.clustering_module.online import OnlineMixin
 from deepmix.training import Objective, Phase
 
 if TYPE_CHECKING:

@@ -17,12 +17,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from deepmix import parameters as p
 from deepmix._torch import make_generator, own_modes, sum_batchwise, threads_for
-from deepmix.autoencoder import AutoencoderMixture, reconstruction_unit
+from deepmix.autoencoder import AutoencoderMixture, decoded, reconstruction_unit
 from deepmix.base import trains
 from deepmix.fitting import Fit, RandomStreams, Trained
-from deepmix.gaussian_mixture import COVARIANCE_TYPES, Mixture, full_covariances, log_joint
+from deepmix.gaussian_mixture import COVARIANCE_TYPES, Mixture, draw_rows, log_joint
 from deepmix.kmeans import canonical_order, first_best, k_means, plus_plus, sample_rows
-from deepmix.linalg import cholesky
 from deepmix.losses import squared_error
 from deepmix.mixture.dcan.adversarial import OBJECTIVES, Settings
 from deepmix.mixture.dcan.mixture_search import covariance_type_for, search_mixture
@@ -421,9 +420,7 @@ class DCAN(AutoencoderMixture):
         """
         check_is_fitted(self)
         labels, noise = self._draw(n_samples, self._n_features_out)
-        factors = cholesky(full_covariances(self._mixture())).numpy()[labels]
-        codes = self.means_[labels] + np.einsum("nij,nj->ni", factors, noise)
-        return self.inverse_transform(codes), labels
+        return self.inverse_transform(draw_rows(self._mixture(), labels, noise)), labels
 
     # --- Hooks of the base class -----------------------------------------------------
 
@@ -603,17 +600,11 @@ class DCAN(AutoencoderMixture):
 
     def _fitted_attributes(self, fit, network, restart=0):
         attributes = super()._fitted_attributes(fit, network, restart)
-        with torch.inference_mode():
-            centers = network.decode(network.mixture.means)
-        tracked = network.tracked
-        arrays = {
-            "cluster_centers_": centers,
-            "tracked_weights_": tracked.weights,
-            "tracked_means_": tracked.means,
-            "tracked_variance_": tracked.covariances,
-        }
-        arrays = {name: value.double().cpu().numpy().copy() for name, value in arrays.items()}
-        return {**attributes, **arrays}
+        names = ("tracked_weights_", "tracked_means_", "tracked_variance_")
+        values = (value.double().cpu().numpy().copy() for value in network.tracked.tensors)
+        tracked = dict(zip(names, values, strict=True))
+        centers = decoded(network, network.mixture.means)
+        return {**attributes, **tracked, "cluster_centers_": centers}
 
     def _concerns(self, fit, trained):
         yield from super()._concerns(fit, trained)

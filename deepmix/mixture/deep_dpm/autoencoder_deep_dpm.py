@@ -17,17 +17,16 @@ from sklearn.utils.validation import check_is_fitted
 
 from deepmix import parameters as p
 from deepmix._torch import Rows, apply_batchwise, full_precision, own_modes
-from deepmix.autoencoder import AutoencoderMixture, reconstruction_unit
+from deepmix.autoencoder import AutoencoderMixture, decoded, reconstruction_unit
 from deepmix.fitting import Trained
-from deepmix.gaussian_mixture import Mixture, full_covariances
+from deepmix.gaussian_mixture import Mixture, draw_rows, full_covariances
 from deepmix.gaussians import log_evidence
 from deepmix.linalg import inverse_cholesky
 from deepmix.losses import squared_error
 from deepmix.mixture.deep_dpm.deep_dpm import (
     DeepDPM,
-    draw_from_mixture,
-    draw_mixture,
     finds_its_number,
+    fitted_mixture,
     mixture_attributes,
     mixture_to_scaled,
     refuse_large_matrices,
@@ -35,7 +34,7 @@ from deepmix.mixture.deep_dpm.deep_dpm import (
     warn_of_light_weights,
 )
 from deepmix.mixture.deep_dpm.losses import center_distance, within_share
-from deepmix.mixture.deep_dpm.network import AutoencoderDPMNetwork, in_pieces
+from deepmix.mixture.deep_dpm.network import AutoencoderDPMNetwork, DPMNetwork, in_pieces
 from deepmix.mixture.deep_dpm.scaled_rows import ScaledRows
 from deepmix.mixture.deep_dpm.split_merge import PROPOSAL
 from deepmix.mixture.deep_dpm.training import DPMFit, Start
@@ -264,8 +263,8 @@ class AutoencoderDeepDPM(AutoencoderMixture):
         An encoder of 500-500-2000 and codes of 10 dimensions; both terms of the loss in units of
         data and codes, with lambda .005 and beta 1; a step of 2e-3 with a decay of 5e-4. Three
         clusterings of 300 epochs from three clusters, by nets, with a prior scale of .005 on codes
-        as they are, and 100 epochs of the autoencoder between two of them. The authors do not give
-        the epochs of pretraining, 100 here.
+        as they are, and 100 epochs of the autoencoder between two of them. The autoencoder is
+        trained alone for 100 epochs, a number that the authors do not give.
 
         Parameters
         ----------
@@ -331,15 +330,15 @@ class AutoencoderDeepDPM(AutoencoderMixture):
         """
         check_is_fitted(self)
         labels, noise = self._draw(n_samples, self._n_features_out)
-        return self.inverse_transform(draw_from_mixture(self, labels, noise)), labels
+        return self.inverse_transform(draw_rows(fitted_mixture(self), labels, noise)), labels
 
     # --- Hooks of the base class -----------------------------------------------------
 
     def _clusterer(self):
-        """A copy of ``clusterer``, or its default: DeepDPM."""
+        """The parameter ``clusterer``, which nothing changes, or its default: DeepDPM."""
         if self.clusterer is None:
             return DeepDPM(amortized=False, prior_scale="codes")
-        return clone(self.clusterer)
+        return self.clusterer
 
     def _least_rows(self):
         return "clusterer__n_clusters_init", self._clusterer().n_clusters_init
@@ -399,7 +398,7 @@ class AutoencoderDeepDPM(AutoencoderMixture):
         # Raises now what it would raise after pretraining.
         self._clusterer()._prior_spread(fit.rows.total_weight, mixture["n_features"])
         network = super()._init_network(fit, n_restarts)
-        network.clustering = draw_mixture(mixture, fit.rng.torch)
+        network.clustering.draw(fit.rng.torch)
         # Equal clusters, for callbacks that predict while the autoencoder is trained alone.
         ones = torch.ones_like(network.mixture.means, dtype=torch.float64)
         start = Mixture(ones[:, 0] / len(ones), 0 * ones, ones, "diag")
@@ -411,21 +410,22 @@ class AutoencoderDeepDPM(AutoencoderMixture):
     # --- Training --------------------------------------------------------------------
 
     def _train(self, fit, network):
-        clusterer = self._clusterer()
+        clusterer = clone(self._clusterer())
         before = self._pretrain(fit, network)
         if not fit.continues:
             network.error.fill_(reconstruction_unit(network.eval(), fit.rows, LEAST_ERROR))
         history = History(interrupted=before.interrupted, stopped=before.stopped)
-        n_phases = self.n_alternations if trainable(network.autoencoder) and self.max_iter else 0
+        learns = trainable(network.autoencoder) and self.max_iter > 0
+        n_clusterings = 1 + (self.n_alternations if learns else 0)
         found = []
-        while len(found) <= n_phases and not history.interrupted:
+        while len(found) < n_clusterings and not history.interrupted:
             if found:
                 history = self._train_features(fit, network, history, found[-1])
             if not history.interrupted:
                 found.append(self._cluster_codes(fit, network, clusterer, found))
                 history.interrupted = found[-1].history.interrupted
                 history.stopped |= found[-1].history.stopped
-        whole = len(found) == n_phases + 1 and not history.stopped
+        whole = len(found) == n_clusterings and not history.stopped
         history.converged = whole and found[-1].history.converged
         history.others["n_clusters"] = np.array([len(f.mixture.weights) for f in found], dtype=int)
         attributes = {
@@ -473,24 +473,14 @@ class AutoencoderDeepDPM(AutoencoderMixture):
         """Cluster the codes as they are now, from the last clustering in ``found``: `CodesFit`."""
         network.eval()
         codes = codes_of(network, fit.rows)
-        start = Start(subnets=getattr(self, "_subnets_state", None))
         if found:
-            labels = labels_of(network.clustering, ScaledRows(codes, network.clustering.scaler))
-            start = Start(labels=labels.unique(return_inverse=True)[1])
-            arguments = clusterer._mixture_arguments(codes.n_features, clusterer.n_clusters_init)
-            network.clustering = draw_mixture(arguments, fit.rng.torch).to(fit.device, fit.dtype)
+            data, start = self._start_again(fit, network, clusterer, codes)
+            if self.relative_loss:
+                left = share_of(data, start.labels) / found[-1].within
+                network.shrinkage.mul_(left).clamp_(min=LEAST_SHRINKAGE)
+        else:
+            data, start = self._first_start(fit, network.clustering, clusterer, codes)
         clustering = network.clustering
-        if found or not fit.continues:
-            clusterer._fit_feature_scaler(clustering.scaler, codes)
-        data = ScaledRows(codes, clustering.scaler)
-        if found and self.relative_loss:
-            left = share_of(data, start.labels) / found[-1].within
-            network.shrinkage.mul_(left).clamp_(min=LEAST_SHRINKAGE)
-        if not found and fit.continues:
-            kind = clusterer.covariance_type
-            start = start._replace(mixture=mixture_to_scaled(self, clustering, kind))
-        elif not found:
-            start = Start(labels=clusterer._initial_labels(data, clustering.scaler, fit.rng))
         prior = clusterer._prior(data, float(network.shrinkage))
         stage = {"max_iter": clusterer.max_iter, "task": "clustering"}
         with self._watched(fit, network, **stage) as watchers:
@@ -499,15 +489,32 @@ class AutoencoderDeepDPM(AutoencoderMixture):
         one = log_posterior_of_one(data, prior, clusterer)
         return CodesFit(**vars(result), within=within, of_one=one)
 
+    def _first_start(self, fit, clustering, clusterer, codes):
+        """Scaled codes, and where the first clustering of a fit begins: ScaledRows, `Start`."""
+        if fit.continues:
+            mixture = mixture_to_scaled(self, clustering, clusterer.covariance_type)
+            start = Start(mixture=mixture, subnets=self._subnets_state)
+            return ScaledRows(codes, clustering.scaler), start
+        clusterer._fit_feature_scaler(clustering.scaler, codes)
+        data = ScaledRows(codes, clustering.scaler)
+        return data, Start(labels=clusterer._initial_labels(data, clustering.scaler, fit.rng))
+
+    def _start_again(self, fit, network, clusterer, codes):
+        """The same for a clustering after training: the labels are kept, the nets begin anew."""
+        labels = labels_of(network.clustering, ScaledRows(codes, network.clustering.scaler))
+        arguments = clusterer._mixture_arguments(codes.n_features, clusterer.n_clusters_init)
+        network.clustering = DPMNetwork(**arguments).draw(fit.rng.torch).to(fit.device, fit.dtype)
+        clusterer._fit_feature_scaler(network.clustering.scaler, codes)
+        start = Start(labels=labels.unique(return_inverse=True)[1])
+        return ScaledRows(codes, network.clustering.scaler), start
+
     # --- Fitted state ----------------------------------------------------------------
 
     def _fitted_attributes(self, fit, network, restart=0):
         attributes = super()._fitted_attributes(fit, network, restart)
         attributes |= mixture_attributes(network.clustering)
         means = torch.tensor(attributes["means_"]).to(fit.device, fit.dtype)
-        with torch.inference_mode():
-            centers = network.decode(means)
-        return {**attributes, "cluster_centers_": centers.double().cpu().numpy()}
+        return {**attributes, "cluster_centers_": decoded(network, means)}
 
     def _concerns(self, fit, trained):
         history, clusterer = trained.history, self.clusterer_

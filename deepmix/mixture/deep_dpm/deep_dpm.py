@@ -20,16 +20,15 @@ from deepmix import parameters as p
 from deepmix._torch import load_state, own_modes, physical_memory
 from deepmix.base import BaseDeepMixture
 from deepmix.fitting import Trained
-from deepmix.gaussian_mixture import Mixture
+from deepmix.gaussian_mixture import Mixture, draw_rows
 from deepmix.gaussians import NormalInverseWishart
 from deepmix.kmeans import initial_centers, sample_rows
-from deepmix.linalg import cholesky
 from deepmix.mixture.deep_dpm.network import PRODUCTS, DPMNetwork, SubclusteringNets
 from deepmix.mixture.deep_dpm.proposals import LOOK_AHEAD, Splitter
 from deepmix.mixture.deep_dpm.scaled_rows import ScaledRows
 from deepmix.mixture.deep_dpm.split_merge import Partition
 from deepmix.mixture.deep_dpm.training import AmortizedObjective, Start, fit_by_em, fit_by_nets
-from deepmix.networks import check_layer_sizes, materialize
+from deepmix.networks import check_layer_sizes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -81,12 +80,12 @@ def auto_scale(n_rows, n_features):
     return FLOOR * n_rows + SHARE * (2 * n_features + 4) * min(1.0, FEW_ROWS / n_rows)
 
 
-# --- Memory ----------------------------------------------------------------------------
-
-
 def scale_for_codes(n_rows, n_features):
     """Scale of the prior for codes of an autoencoder, of variance one: float."""
     return CODE_FLOOR * n_rows
+
+
+# --- Memory ----------------------------------------------------------------------------
 
 
 def matrices_bytes(n_clusters, n_features):
@@ -358,7 +357,7 @@ class DeepDPM(BaseDeepMixture):
         """
         check_is_fitted(self)
         labels, noise = self._draw(n_samples, self.means_.shape[1])
-        return draw_from_mixture(self, labels, noise), labels
+        return draw_rows(fitted_mixture(self), labels, noise), labels
 
     # --- Hooks of the base class -----------------------------------------------------
 
@@ -419,7 +418,7 @@ class DeepDPM(BaseDeepMixture):
     def _init_network(self, fit, n_restarts):
         arguments = self._network_arguments(fit.rows.n_features)
         refuse_large_matrices(arguments, fit.device)
-        network = draw_mixture(arguments, fit.rng.torch).to(fit.dtype)
+        network = DPMNetwork(**arguments).draw(fit.rng.torch).to(fit.dtype)
         self._fit_feature_scaler(network.scaler, fit.rows)
         return network
 
@@ -442,7 +441,8 @@ class DeepDPM(BaseDeepMixture):
         data = ScaledRows(fit.rows, network.scaler)
         prior = self._prior(data)
         if fit.continues:
-            start = Start(mixture=mixture_to_scaled(self, network), subnets=self._subnets_state)
+            mixture = mixture_to_scaled(self, network, self.covariance_type)
+            start = Start(mixture=mixture, subnets=self._subnets_state)
         else:
             start = Start(labels=self._initial_labels(data, network.scaler, fit.rng))
         with self._watched(fit, network, max_iter=self.max_iter) as watchers:
@@ -578,14 +578,6 @@ class DeepDPM(BaseDeepMixture):
 # --- For estimators of this mixture ------------------------------------------------------
 
 
-def draw_mixture(arguments, generator):
-    """A mixture without data, its net with weights from the generator: DPMNetwork."""
-    network = DPMNetwork(**arguments)
-    if network.net is not None:
-        network.net = materialize(network.net, generator)
-    return network
-
-
 def refuse_large_matrices(arguments, device):
     """Raise ValueError for full covariances of so many features that no memory holds them."""
     n_clusters, n_features = arguments["n_clusters"], arguments["n_features"]
@@ -622,14 +614,6 @@ def warn_of_light_weights(rows):
         )
 
 
-def draw_from_mixture(model, labels, noise):
-    """Rows of the clusters ``labels`` of a fitted mixture, from standard normal noise."""
-    if model.covariances_.ndim == 3:
-        factor = cholesky(torch.tensor(model.covariances_)).numpy()[labels]
-        return model.means_[labels] + np.einsum("nij,nj->ni", factor, noise)
-    return model.means_[labels] + np.sqrt(model.covariances_)[labels] * noise
-
-
 # --- Units -----------------------------------------------------------------------------
 
 
@@ -646,15 +630,17 @@ def mixture_attributes(network):
     return {**fitted, "cluster_centers_": fitted["means_"].copy()}
 
 
-def mixture_to_scaled(model, network, covariance_type=None):
-    """The `Mixture` of scaled rows that a fitted model has: the inverse of the above."""
-    covariance_type = covariance_type or model.covariance_type
-    like, scaler = network.mixture.means, network.scaler
-    scale, shift = (v.double() for v in (scaler.scale, scaler.mean))
-    weights, means, covariances = (
-        torch.tensor(np.asarray(v), dtype=torch.float64, device=like.device)
-        for v in (model.weights_, model.means_, model.covariances_)
-    )
+def fitted_mixture(model):
+    """The `Mixture` that a fitted model has, in the units of the data."""
+    arrays = (model.weights_, model.means_, model.covariances_)
+    tensors = (torch.tensor(np.asarray(v), dtype=torch.float64) for v in arrays)
+    return Mixture(*tensors, "full" if np.ndim(model.covariances_) == 3 else "diag")
+
+
+def mixture_to_scaled(model, network, covariance_type):
+    """The `Mixture` of scaled rows that a fitted model has: `mixture_attributes` undone."""
+    scale, shift = (v.double() for v in (network.scaler.scale, network.scaler.mean))
+    weights, means, covariances = (v.to(scale.device) for v in fitted_mixture(model).tensors)
     if covariances.dim() == 3:
         covariances = covariances / scale[:, None] / scale
     else:

@@ -7,7 +7,7 @@ from torch import nn
 
 from deepmix.autoencoder import AutoencoderNetwork
 from deepmix.gaussian_mixture import MixtureModule
-from deepmix.networks import MLP, FeatureScaler, build_on_meta
+from deepmix.networks import MLP, FeatureScaler, build_on_meta, materialize
 
 # Chunk size: a piece of a batch has at most this many rows x clusters x features. In float64 these
 # are 4 MiB, which is faster than more, and the memory does not grow with the clusters.
@@ -55,6 +55,12 @@ class DPMNetwork(nn.Module):
     def width(self):
         """Numbers that a row becomes at most."""
         return self.mixture.means.numel()
+
+    def draw(self, generator):
+        """Give the net weights from the generator; return the network."""
+        if self.net is not None:
+            self.net = materialize(self.net, generator)
+        return self
 
     def set_mixture(self, mixture):
         """Predict from a mixture in float64, of scaled rows."""

@@ -4,8 +4,6 @@ Both begin with a partition, propose splits and merges when it stands still, and
 """
 
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +27,7 @@ MAX_ROUNDS = 60
 STEPS_PER_ESTIMATE = 50
 
 
-# --- Training --------------------------------------------------------------------------
+# --- The search for clusters -----------------------------------------------------------
 
 
 class Start(NamedTuple):
@@ -155,13 +153,17 @@ class Search:
         """Go back to the partition of highest posterior."""
         part = self.partition
         _, part.labels, part.n_clusters, part.mixture, net = self.best
-        # The nets get as many outputs as the kept partition has clusters; the clustering net then
-        # takes its kept weights, while the subclustering nets begin anew.
+        # The nets get as many outputs as the kept partition has clusters. The clustering net then
+        # takes its kept weights. The subclustering nets are not trained any more.
         self.inherit(torch.zeros(part.n_clusters, dtype=torch.long))
         if net is not None:
             self.network.net.load_state_dict(net)
         self.update_mixture()
         self.finished = True
+
+    def ends(self, tol):
+        """Callbacks that end training when the search is finished; none if ``tol`` is zero."""
+        return [Settled(self)] if tol > 0 else []
 
     @torch.no_grad()
     def finish(self, history, n_clusters):
@@ -178,6 +180,19 @@ class Search:
             np.array(part.proposals, dtype=PROPOSAL),
             self.subnets,
         )
+
+
+class Settled(StopWhen):
+    """Ends training when the search is finished, as converged if no proposal is left."""
+
+    def __init__(self, search):
+        super().__init__(lambda: search.finished)
+        self.partition = search.partition
+
+    def __call__(self, state):
+        finished = super().__call__(state)
+        self.converged = self.partition.settled
+        return finished
 
 
 # --- Training by EM --------------------------------------------------------------------
@@ -210,6 +225,7 @@ def fit_by_em(network, partition, *, max_iter, tol, callbacks=(), interruption=N
     """
     history, interruption = History(), interruption or Interruption()
     search, n_clusters, since = Search(network, partition), [], 0
+    callbacks = [*search.ends(tol), *callbacks]
     for epoch in range(max_iter):
         sums = e_step(partition, interruption)
         if sums is None:
@@ -232,13 +248,8 @@ def fit_by_em(network, partition, *, max_iter, tol, callbacks=(), interruption=N
         loss = -np.float64(log_likelihood) / partition.data.rows.total_weight
         terms = {"negative_log_likelihood": loss}
         refuse_divergence(terms, epoch, task)
-        history.append(terms)
-        state = EpochState(task, epoch, max_iter, terms)
-        stops = [callback(state) for callback in callbacks]  # every one is told
-        history.stopped = any(stops)
-        if history.stopped or (tol > 0 and search.finished):
+        if history.record(EpochState(task, epoch, max_iter, terms), callbacks):
             break
-    history.converged = tol > 0 and partition.settled
     return search.finish(history, n_clusters)
 
 
@@ -252,41 +263,29 @@ def e_step(partition, interruption):
     log_likelihood : float
         All three as one tuple; None where the interruption was requested.
     """
-    data = partition.data
     mixture = partition.mixture.to_module()
-    labels, totals, log_likelihood = [], [], 0.0
-
-    def part(x, weight):
+    labels, statistics, log_likelihood = [], None, 0.0
+    for x, weight in pieces(partition):
+        if interruption.requested:
+            return None
         log_joint = mixture.log_joint(x)
         log_density = torch.logsumexp(log_joint, dim=1)
         resp = (log_joint - log_density[:, None]).exp() * weight[:, None]
+        sums = partition.data.soft_statistics(x, resp, partition.prior.covariance_type)
+        statistics = sums if statistics is None else statistics + sums
+        log_likelihood = log_likelihood + weight @ log_density
         labels.append(log_joint.argmax(dim=1))
-        totals.append(data.soft_statistics(x, resp, partition.prior.covariance_type))
-        return log_density
+    return torch.cat(labels), statistics, float(log_likelihood)
 
-    for chosen, x in data.chunks():
-        if interruption.requested:
-            return None
-        weight = data.weight[chosen]
-        log_likelihood = log_likelihood + weight @ in_pieces(part, mixture.means, x, weight)
-        totals = [reduce(add, totals)]
-    return torch.cat(labels), totals[0], float(log_likelihood)
+
+def pieces(partition):
+    """Yield the rows in float64 with their weights, as many at once as `piece` says."""
+    size = piece(partition.mixture.means)
+    for chosen, x in partition.data.chunks():
+        yield from zip(x.split(size), partition.data.weight[chosen].split(size), strict=True)
 
 
 # --- Training by nets ------------------------------------------------------------------
-
-
-class Settled(StopWhen):
-    """Ends training when the search is finished, as converged if no proposal is left."""
-
-    def __init__(self, search):
-        super().__init__(lambda: search.finished)
-        self.partition = search.partition
-
-    def __call__(self, state):
-        finished = super().__call__(state)
-        self.converged = self.partition.settled
-        return finished
 
 
 class AmortizedObjective(Objective):
@@ -365,24 +364,18 @@ class AmortizedObjective(Objective):
             Share of the rows that have changed cluster.
         """
         part, dtype = self.partition, self.network.mixture.means.dtype
-        labels, sides, total = [], [], None
-        size = piece(part.mixture.means)
-        pieces = (
-            pair
-            for rows, x in part.data.chunks()
-            for pair in zip(*(v.split(size) for v in (x, part.data.weight[rows])))
-        )
-        for x, weight in pieces:
+        labels, sides, statistics = [], [], None
+        for x, weight in pieces(part):
             log_resp = self.network.log_resp(x.to(dtype))
             resp = log_resp.double().exp() * weight[:, None]
             sums = part.data.soft_statistics(x, resp, part.prior.covariance_type)
-            total = sums if total is None else total + sums
+            statistics = sums if statistics is None else statistics + sums
             labels.append(log_resp.argmax(dim=1))
             sides.append(self.search.subnets.log_resp(x.to(dtype), labels[-1]).argmax(dim=1))
         labels = torch.cat(labels)
         moved = part.data.share(labels != part.labels)
         part.labels = labels
-        part.estimate(total)
+        part.estimate(statistics)
         self.search.update_mixture()
         return torch.cat(sides), moved
 
@@ -470,7 +463,7 @@ def fit_by_nets(
         batch_size=batch_size,
         learning_rate=learning_rate,
         generator=generator,
-        callbacks=[*([Settled(search)] if tol > 0 else []), *callbacks],
+        callbacks=[*search.ends(tol), *callbacks],
         buffers=network.buffers,
         **watchers,
     )
